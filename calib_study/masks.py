@@ -1,0 +1,80 @@
+"""Masks: from scores to the weights removed. Always an exact count; ties go to the lower column first.
+
+`removed` is a boolean tensor of the weight's shape: True = set to zero.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calib_study.errors import InputError, NumericalError
+from calib_study.methods import Group, Pattern
+
+
+def n_removed(size: int, sparsity: float) -> int:
+    """Return how many of `size` weights a sparsity removes: the product rounded down.
+
+    A product that is whole up to rounding error counts as whole: 0.29 * 100 is 28.999999999999996 in binary.
+
+    >>> n_removed(576, 0.6), n_removed(100, 0.29)
+    (345, 29)
+    """
+    return int(size * sparsity + 1e-9)
+
+
+def lowest_per_row(scores: Tensor, count: int) -> Tensor:
+    """Return the mask of the `count` lowest scores of every row.
+
+    Source: Wanda, section 3 (comparison group: one output). Raises NumericalError if a score is NaN.
+
+    Args:
+        scores: (n_rows, n_columns).
+        count: weights to remove in each row, 0 <= count <= n_columns.
+    """
+    if torch.isnan(scores).any():
+        raise NumericalError(f"{int(torch.isnan(scores).sum())} of {scores.numel()} scores are not a number.")
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = _kth_lowest(scores, count)[:, None]
+    removed = scores <= threshold
+    surplus = removed.sum(1) != count  # rows with ties at the threshold: the later columns stay
+    if surplus.any():
+        below, tied = scores[surplus] < threshold[surplus], scores[surplus] == threshold[surplus]
+        room = count - below.sum(1, keepdim=True)
+        removed[surplus] = below | (tied & (tied.cumsum(1) <= room))
+    return removed
+
+
+def _kth_lowest(scores: Tensor, k: int) -> Tensor:
+    """Return the k-th lowest value of each row (k = 1: the lowest). numpy's selection is the fastest on a CPU."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(np.partition(scores.numpy(), k - 1, axis=1)[:, k - 1].copy())
+    return torch.kthvalue(scores, k, dim=1).values
+
+
+def lowest_n_of_m(scores: Tensor, kept: int, group: int) -> Tensor:
+    """Return the mask that removes the `group - kept` lowest scores of every `group` consecutive columns.
+
+    Source: Wanda, section 3.2 (semi-structured). Raises InputError if `group` does not divide the columns.
+    """
+    n_rows, n_columns = scores.shape
+    if n_columns % group:
+        raise InputError(f"pattern {kept}:{group} needs a multiple of {group} inputs; the layer has {n_columns}.")
+    if torch.isnan(scores).any():
+        raise NumericalError(f"{int(torch.isnan(scores).sum())} of {scores.numel()} scores are not a number.")
+    lanes = scores.reshape(n_rows, n_columns // group, group)
+    rank = torch.zeros(lanes.shape, dtype=torch.int8, device=scores.device)
+    lane = torch.arange(group, device=scores.device)
+    for other in range(group):  # rank = how many of the group come first; ties by column
+        theirs = lanes[..., other : other + 1]
+        rank += (theirs < lanes) | ((theirs == lanes) & (other < lane))
+    return (rank < group - kept).reshape(n_rows, n_columns)
+
+
+def removed_by(scores: Tensor, sparsity: float, pattern: Pattern, group: Group) -> Tensor:
+    """Return the mask for a pattern: N:M, or the lowest scores of each row or of the whole layer."""
+    if pattern.structured:
+        return lowest_n_of_m(scores, pattern.kept, pattern.group)
+    if group == "layer":
+        return lowest_per_row(scores.reshape(1, -1), n_removed(scores.numel(), sparsity)).reshape(scores.shape)
+    return lowest_per_row(scores, n_removed(scores.shape[1], sparsity))

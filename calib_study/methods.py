@@ -1,0 +1,106 @@
+"""The pruning methods by name, and what each one needs. The arithmetic is in `scores` and `masks`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from calib_study.errors import InputError, unknown
+
+Group = Literal["row", "layer"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the study must know of a method before any model is loaded.
+
+    Attributes:
+        needs_calibration: its scores depend on calibration text.
+        needs_seed: its result depends on the seed (through the text drawn, or the mask drawn).
+        group: the weights that are compared with each other under the unstructured pattern:
+            those of one output row, or those of the whole layer.
+    """
+
+    name: str
+    summary: str
+    reference: str
+    needs_calibration: bool
+    needs_seed: bool
+    group: Group
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("dense", "no pruning: the reference", "", False, False, "layer"),
+        Method("random", "a random mask in every output row: the floor", "", False, True, "row"),
+        Method(
+            "magnitude",
+            "smallest |W| in each layer; uses no data",
+            "Han et al. 2015; Wanda, table 1",
+            False,
+            False,
+            "layer",
+        ),
+        Method(
+            "magnitude_row",
+            "smallest |W| in each output row: magnitude in Wanda's comparison group",
+            "Wanda, table 7",
+            False,
+            False,
+            "row",
+        ),
+        Method(
+            "wanda",
+            "smallest |W| times the norm of the input feature, in each output row",
+            "Sun et al. 2024, equation 1",
+            True,
+            True,
+            "row",
+        ),
+    )
+}
+
+
+def method_named(name: str) -> Method:
+    """Return the method of that name. Raises InputError with near matches."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which weights may be zero: anywhere, or exactly `group - kept` of every `group` consecutive inputs.
+
+    `group == 0` means anywhere ("unstructured").
+    """
+
+    kept: int = 0
+    group: int = 0
+
+    @property
+    def structured(self) -> bool:
+        """True for N:M patterns."""
+        return self.group > 0
+
+    @property
+    def sparsity(self) -> float | None:
+        """The fraction of zeros that the pattern implies; None for unstructured, which implies none."""
+        return 1 - self.kept / self.group if self.structured else None
+
+    @classmethod
+    def parse(cls, text: str) -> "Pattern":
+        """Return the pattern written as "unstructured" or "N:M", N weights *kept* of every M.
+
+        Raises InputError unless 0 < N < M.
+
+        >>> Pattern.parse("2:4")
+        Pattern(kept=2, group=4)
+        """
+        if text == "unstructured":
+            return cls()
+        kept, colon, group = text.partition(":")
+        if not (colon and kept.isdecimal() and group.isdecimal()):
+            raise InputError(f"pattern {text!r}: expected 'unstructured' or 'N:M', for example '2:4'.")
+        if not 0 < int(kept) < int(group):
+            raise InputError(f"pattern {text!r}: N:M keeps N weights of every M, so 0 < N < M is needed.")
+        return cls(int(kept), int(group))

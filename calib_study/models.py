@@ -1,0 +1,169 @@
+"""Models in memory. This is the one file that knows how transformers lays a decoder out."""
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from calib_study.catalogue import load_catalogue
+from calib_study.errors import InputError, StudyError
+from calib_study.model_files import ModelRef, converted_dir, is_converted, packaged_gguf
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class DenseModel:
+    """A loaded model that can be pruned and put back: the unpruned weights of its block linears are kept aside.
+
+    Attributes:
+        model: in evaluation mode; its block linears are what pruning changes.
+        tokenizer: its tokenizer.
+        ref: where it came from.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ref: ModelRef) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.ref = ref
+        self._dense = {name: linear.weight.detach().clone() for name, linear in all_linears(model).items()}
+
+    def weights_sha256(self) -> str:
+        """Return the SHA-256 over names and values of all weights as they are now, whatever file they came from."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.named_parameters()):
+            digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Undo any pruning: copy the dense weights back."""
+        for name, linear in all_linears(self.model).items():
+            linear.weight.copy_(self._dense[name])
+
+
+def check_device(device: str) -> torch.device:
+    """Return the device of that name. Raises InputError if this machine does not have it."""
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        have = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        if torch.backends.mps.is_available():
+            have.append("mps")
+        raise InputError(f"device {device!r} is not on this machine. It has: {', '.join(have)}.") from error
+    return chosen
+
+
+def choose_dtype(dtype: str, device: str) -> str:
+    """Return "float32" or "bfloat16"; "auto" is bfloat16 where the hardware multiplies it, else float32."""
+    if dtype in DTYPES:
+        return dtype
+    if dtype != "auto":
+        raise InputError(f"dtype {dtype!r}: allowed are float32, bfloat16 and auto.")
+    if torch.device(device).type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    features = torch.backends.cpu.get_cpu_capability()
+    return "bfloat16" if "AVX512" in features and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+
+
+def load_model(ref: ModelRef, *, dtype: str = "float32", device: str = "cpu") -> DenseModel:
+    """Load a model in evaluation mode.
+
+    A packaged model is converted to safetensors once, in the cache. Only safetensors are read, never pickled
+    weights, and Python code that comes with a model is run only if `ref.remote_code` says so.
+    """
+    where = check_device(device)
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    options: dict[str, Any] = {"trust_remote_code": ref.remote_code}
+    if ref.kind == "packaged":
+        source = str(convert_packaged(ref.name))
+    elif ref.kind == "gguf":
+        file = Path(str(ref.location))
+        source, options = str(file.parent), {**options, "gguf_file": file.name}
+    else:
+        source = str(ref.location)
+        if ref.kind == "hub":
+            options["revision"] = ref.revision
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES[dtype], **({} if ref.kind == "gguf" else {"use_safetensors": True}), **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {ref.name}: transformers cannot load it: {error}") from error
+    model.to(where)  # type: ignore[arg-type]
+    return DenseModel(model.eval(), tokenizer, ref)  # type: ignore[no-untyped-call]
+
+
+def convert_packaged(name: str) -> Path:
+    """Return the safetensors copy of a packaged model, made from its GGUF file if it is not in the cache yet.
+
+    The copy holds the de-quantised weights in float32, exactly. Processes that need it at once wait for the first.
+    """
+    target = converted_dir(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
+        if not is_converted(name):
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                _convert(packaged_gguf(load_catalogue().models[name], Path(folder)), Path(folder) / "copy")
+                shutil.rmtree(target, ignore_errors=True)
+                (Path(folder) / "copy").rename(target)
+    return target
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # transformers refuses to save a model that remembers having been quantised; these weights are plain floats.
+    model.hf_quantizer = None  # type: ignore[assignment]
+    del model.config.quantization_config
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the name and the list of the decoder blocks: the longest list of modules that contain linears.
+
+    Raises StudyError saying what was looked for if there is none.
+    """
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and all(block_linears(block) for block in module)
+    ]
+    if not lists:
+        raise StudyError(
+            f"{type(model).__name__}: no list of decoder blocks found. Looked for a torch.nn.ModuleList whose members "
+            "each contain torch.nn.Linear layers."
+        )
+    return max(lists, key=lambda found: len(found[1]))
+
+
+def block_linears(block: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linear layers of a decoder block by their name inside it: all that pruning may touch."""
+    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+
+
+def all_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linears of all decoder blocks by full name; embeddings, norms and lm_head are not among them."""
+    prefix, blocks = decoder_blocks(model)
+    return {
+        f"{prefix}.{index}.{name}": linear
+        for index, block in enumerate(blocks)
+        for name, linear in block_linears(block).items()
+    }
+
+
+def next_token_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Return the logits (n, seq_len, d_vocab) for a batch of token ids, without a key-value cache."""
+    logits: Tensor = model(tokens, use_cache=False).logits
+    return logits

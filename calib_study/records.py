@@ -1,0 +1,199 @@
+"""Records: what a run produced, with all that is needed to repeat it; and the store that keeps them.
+
+One JSON file per record, named by its run_id, written under a temporary name and renamed. So any number of
+processes can share a folder, a killed run loses only what it was computing, and no reader sees half a file.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock
+from pydantic import Field, ValidationError
+
+from calib_study import paths
+from calib_study.errors import InputError, StudyError
+from calib_study.specs import Frozen, RunSpec, problem_lines
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+CACHE_RECORDS = "records"
+
+
+class Metric(Frozen):
+    """One measured number.
+
+    Attributes:
+        n: how many tokens it is a mean over.
+        stderr: standard error over the evaluated windows, or None if not defined.
+        items: the value on each window, in order; what comparisons paired by text need. Empty if derived.
+    """
+
+    name: str
+    dataset: str
+    value: float
+    unit: str
+    higher_is_better: bool
+    n: int
+    stderr: float | None = None
+    items: tuple[float, ...] = ()
+
+
+class Stage(Frozen):
+    """Cost of one part of a run: seconds of wall time, and the process's peak memory so far in MB (10^6 bytes)."""
+
+    name: str
+    wall_s: float
+    peak_memory_mb: float | None
+
+
+class CalibrationFacts(Frozen):
+    """What the calibration text turned out to be."""
+
+    tokens_sha256: str
+    n_tokens: int
+    n_documents: int
+
+
+class SparsityFacts(Frozen):
+    """Achieved sparsity: fraction of exact zeros over all block linears, and of each."""
+
+    overall: float
+    per_layer: dict[str, float]
+
+
+class Environment(Frozen):
+    """Where a record was computed. Two environments that differ may differ in the last digits of a metric."""
+
+    versions: dict[str, str]
+    python: str
+    platform: str
+    processor: str
+    device: str
+    threads: int
+    float32_matmul: str
+    git_commit: str | None
+    git_dirty: bool | None
+
+
+class Record(Frozen):
+    """One finished run."""
+
+    schema_version: Literal[1] = 1
+    run_id: str = Field(pattern=r"^[0-9a-f]{16}$")
+    spec: RunSpec
+    model_sha256: str
+    calibration: CalibrationFacts | None
+    sparsity: SparsityFacts
+    metrics: tuple[Metric, ...]
+    stages: tuple[Stage, ...]
+    environment: Environment
+    finished: str
+
+    def metric(self, name: str, dataset: str) -> Metric:
+        """Return the metric of that name on that data set. Raises StudyError if the record has none."""
+        for metric in self.metrics:
+            if (metric.name, metric.dataset) == (name, dataset):
+                return metric
+        raise StudyError(f"record {self.run_id} has no {name} on {dataset}.")
+
+    def to_json(self) -> str:
+        """Return the record as JSON text. Raises StudyError for a number that is not finite."""
+        for metric in self.metrics:
+            if not math.isfinite(metric.value):
+                raise StudyError(f"{metric.name} on {metric.dataset} is {metric.value}; such a record is not kept.")
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def parse_record(text: str, name: str) -> Record:
+    """Return the record in a JSON text. Raises StudyError saying what is wrong with the file called `name`."""
+    try:
+        fields = json.loads(text)
+        if isinstance(fields, dict) and fields.get("schema_version") not in (None, SCHEMA_VERSION):
+            raise StudyError(f"{name}: written by another version (schema {fields['schema_version']!r}).")
+        record = Record.model_validate(fields)
+    except (ValidationError, InputError) as error:
+        lines = problem_lines(error) if isinstance(error, ValidationError) else str(error)
+        raise StudyError(f"{name}: not a record of this study:\n{lines}") from error
+    except ValueError as error:
+        raise StudyError(f"{name}: not JSON; perhaps the file is truncated ({error}).") from error
+    if record.spec.run_id != record.run_id or name != f"{record.run_id}.json":
+        raise StudyError(f"{name}: its specification has run_id {record.spec.run_id}; it was changed or renamed.")
+    return record
+
+
+class Store:
+    """Records in folders: new ones are written to `write_dir`; all of `read_dirs` and it are read."""
+
+    def __init__(self, write_dir: Path, read_dirs: Iterable[Path] = ()) -> None:
+        self.write_dir = write_dir
+        self.read_dirs = tuple(dict.fromkeys([*read_dirs, write_dir]))
+
+    @classmethod
+    def default(cls) -> "Store":
+        """Return the store of published records and of those computed here, which go to the cache."""
+        return cls(paths.cache_dir() / CACHE_RECORDS, [paths.results_dir()])
+
+    def get(self, run_id: str) -> Record | None:
+        """Return the record of that run, or None. Raises StudyError if its file is damaged."""
+        for folder in self.read_dirs:
+            file = folder / f"{run_id}.json"
+            if file.is_file():
+                return parse_record(file.read_text(encoding="utf-8"), file.name)
+        return None
+
+    def put(self, record: Record) -> Path:
+        """Write a record; return its path. The file appears whole or not at all."""
+        file = self.write_dir / f"{record.run_id}.json"
+        text = record.to_json()
+        with paths.atomic_path(file) as part:
+            part.write_text(text, encoding="utf-8")
+        return file
+
+    def claim(self, run_id: str) -> FileLock:
+        """Return the lock that a process holds while it computes a run; the system frees it if the process dies."""
+        folder = self.write_dir / ".claims"
+        paths.check_writable(folder)
+        return FileLock(folder / f"{run_id}.lock", timeout=0)
+
+    def scan(self) -> tuple[list[Record], list[str]]:
+        """Return all readable records, sorted by run_id, and one line for each file that is not one."""
+        records: dict[str, Record] = {}
+        problems = []
+        for folder in self.read_dirs:
+            for file in sorted(folder.glob("*.json")):
+                try:
+                    records.setdefault(file.stem, parse_record(file.read_text(encoding="utf-8"), file.name))
+                except (StudyError, UnicodeDecodeError, OSError) as error:
+                    problems.append(f"{file}: {error}")
+        return [records[run_id] for run_id in sorted(records)], problems
+
+
+def to_frame(records: Iterable[Record]) -> "pd.DataFrame":
+    """Return a tidy table: one row for each metric of each record, with the run's specification in columns."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        spec, text = record.spec, record.spec.calibration
+        run = {
+            "run_id": record.run_id,
+            "model": spec.model,
+            "method": spec.method,
+            "sparsity": spec.sparsity,
+            "pattern": spec.pattern,
+            "source": text.source if text else None,
+            "policy": text.policy if text else None,
+            "n_samples": text.n_samples if text else None,
+            "seq_len": text.seq_len if text else None,
+            "seed": spec.seed,
+            "dtype": spec.dtype,
+            "achieved_sparsity": record.sparsity.overall,
+        }
+        for metric in record.metrics:
+            rows.append({**run, "metric": metric.name, **metric.model_dump(exclude={"name", "items"})})
+    return pd.DataFrame(rows)

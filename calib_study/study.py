@@ -1,0 +1,298 @@
+"""Running specifications: one, a grid of them, or stored ones again to check them.
+
+`run_grid` is what notebooks call: it returns the records of a list of specifications, computing only those that
+the store does not have. Nothing else writes records.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from calib_study.environment import describe_environment, peak_memory_mb
+from calib_study.errors import InputError, NumericalError
+from calib_study.matmul import select_float32_matmul
+from calib_study.methods import Pattern, method_named
+from calib_study.model_files import ModelRef, resolve_model
+from calib_study.models import DenseModel, load_model
+from calib_study.perplexity import perplexity
+from calib_study.preflight import check_spec
+from calib_study.progress import bar
+from calib_study.prune import Request, achieved_sparsity, prune_
+from calib_study.records import CalibrationFacts, Metric, Record, SparsityFacts, Stage, Store
+from calib_study.specs import RunSpec
+from calib_study.windows import Windows, draw_windows, load_tokens
+
+# Held-out windows are drawn once and for all, so that every run is scored on the same tokens.
+EVALUATION_SEED = 0
+
+
+class Laboratory:
+    """A loaded model on a device, ready to run any number of specifications that name it.
+
+    Args:
+        ref: the model; its pristine weights are kept, so that runs do not affect each other.
+        tokens_file: calibration tokens to use instead of drawing windows (`spec.calibration.tokens_sha256` must
+            then be theirs).
+    """
+
+    def __init__(self, ref: ModelRef, *, dtype: str, device: str, tokens_file: Path | None = None) -> None:
+        self.matmul = select_float32_matmul() if device == "cpu" else "default"
+        self.device = device
+        self.dtype = dtype
+        self.dense: DenseModel = load_model(ref, dtype=dtype, device=device)
+        self.weights_sha256 = self.dense.weights_sha256()
+        self.tokens_file = tokens_file
+        self.held_out = lru_cache(maxsize=None)(self._held_out)
+
+    def calibration_windows(self, spec: RunSpec) -> Windows | None:
+        """Return the windows that a specification names; None if its method uses none."""
+        text = spec.calibration
+        if text is None:
+            return None
+        if text.tokens_sha256 is None:
+            return draw_windows(
+                text.source,
+                self.dense.tokenizer,
+                n_samples=text.n_samples,
+                seq_len=text.seq_len,
+                seed=spec.seed,
+                policy=text.policy,
+            )
+        if self.tokens_file is None:
+            raise InputError(f"this run was calibrated on saved tokens {text.tokens_sha256[:12]}…: give their file.")
+        windows = load_tokens(self.tokens_file, vocab_size=self.dense.ref.vocab_size)
+        if windows.sha256 != text.tokens_sha256:
+            raise InputError(f"{self.tokens_file}: hash {windows.sha256[:12]}…, not {text.tokens_sha256[:12]}….")
+        return windows
+
+    def _held_out(self, source: str, n_windows: int, seq_len: int) -> Windows:
+        return draw_windows(
+            source,
+            self.dense.tokenizer,
+            n_samples=n_windows,
+            seq_len=seq_len,
+            seed=EVALUATION_SEED,
+            policy="packed",
+            part="held_out",
+        )
+
+    def prune(self, spec: RunSpec, *, progress: bool = False) -> Windows | None:
+        """Prune the model in place as specified, from its dense weights; return the calibration windows used."""
+        windows = self.calibration_windows(spec)
+        self.dense.restore()
+        request = Request(method_named(spec.method), spec.sparsity, Pattern.parse(spec.pattern), spec.seed)
+        prune_(self.dense.model, request, windows.tokens if windows else None, progress=progress)
+        return windows
+
+    def evaluate(self, spec: RunSpec) -> tuple[Metric, ...]:
+        """Return perplexity and mean negative log-likelihood of the model as it is now, on each held-out text."""
+        metrics = []
+        for source in spec.evaluation.sources:
+            held_out = self.held_out(source, spec.evaluation.n_windows, spec.evaluation.seq_len)
+            try:
+                score = perplexity(self.dense.model, held_out.tokens)
+            except NumericalError as error:
+                raise NumericalError(f"{spec.title}, on {source}: {error}") from error
+            n, stderr = score.n_tokens, score.nll_stderr
+            metrics += [
+                # the standard error of exp(nll) to first order: exp(nll) times that of nll
+                Metric(
+                    name="perplexity",
+                    dataset=source,
+                    value=score.value,
+                    unit="per token",
+                    higher_is_better=False,
+                    n=n,
+                    stderr=score.value * stderr,
+                ),
+                Metric(
+                    name="nll",
+                    dataset=source,
+                    value=score.nll,
+                    unit="nats/token",
+                    higher_is_better=False,
+                    n=n,
+                    stderr=stderr,
+                    items=score.by_window,
+                ),
+            ]
+        return tuple(metrics)
+
+    def run(self, spec: RunSpec, *, progress: bool = False) -> Record:
+        """Prune and evaluate; return the record, which the caller stores. The model is left pruned."""
+        stages: list[Stage] = []
+        with _timed("prune", stages, self.device):
+            windows = self.prune(spec, progress=progress)
+        with _timed("evaluate", stages, self.device):
+            metrics = self.evaluate(spec)
+        overall, per_layer = achieved_sparsity(self.dense.model)
+        facts = None
+        if windows is not None:
+            facts = CalibrationFacts(
+                tokens_sha256=windows.sha256, n_tokens=windows.tokens.size, n_documents=windows.n_documents
+            )
+        return Record(
+            run_id=spec.run_id,
+            spec=spec,
+            model_sha256=self.weights_sha256,
+            calibration=facts,
+            sparsity=SparsityFacts(overall=overall, per_layer=per_layer),
+            metrics=metrics,
+            stages=tuple(stages),
+            environment=describe_environment(self.device, self.matmul),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+@contextmanager
+def _timed(name: str, stages: list[Stage], device: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    stages.append(Stage(name=name, wall_s=round(time.perf_counter() - start, 3), peak_memory_mb=peak_memory_mb(device)))
+
+
+def run_grid(
+    specs: Sequence[RunSpec],
+    *,
+    model: str | None = None,
+    device: str = "cpu",
+    store: Store | None = None,
+    progress: bool = True,
+) -> list[Record]:
+    """Return the records of all specifications, in their order; compute those that the store does not have.
+
+    Every record is stored as soon as it is finished. Several processes may be given the same grid and store:
+    each computes runs that no other is computing, then waits for the rest. Everything is checked first.
+
+    Args:
+        specs: they may name one model and one dtype at most; repeated ones are run once.
+        model: where to load the model from if its name does not say (a path); by default the name itself.
+    """
+    store = store or Store.default()
+    wanted = {spec.run_id: spec for spec in specs}
+    missing = {run_id: spec for run_id, spec in wanted.items() if store.get(run_id) is None}
+    if missing:
+        ref = _common_model(list(missing.values()), model)
+        for spec in missing.values():
+            check_spec(spec, ref)
+        _compute(missing, ref, device, store, progress)
+    found = {run_id: store.get(run_id) for run_id in wanted}
+    return [record for spec in specs if (record := found[spec.run_id]) is not None]
+
+
+def _common_model(specs: list[RunSpec], model: str | None) -> ModelRef:
+    names = {(spec.model, spec.dtype) for spec in specs}
+    if len(names) > 1:
+        raise InputError(f"one grid, one model and dtype; got {sorted(names)}. Run a grid for each.")
+    return resolve_model(model or specs[0].model)
+
+
+def _compute(missing: dict[str, RunSpec], ref: ModelRef, device: str, store: Store, progress: bool) -> None:
+    """Compute runs until the store has all of `missing`, leaving to other processes what they have claimed."""
+    lab: Laboratory | None = None
+    waiting = dict(missing)
+    with bar(len(missing), "runs", "run", shown=progress) as shown:
+        while waiting:
+            finished = 0
+            for run_id, spec in list(waiting.items()):
+                with _claimed(store.claim(run_id)) as ours:
+                    if store.get(run_id) is None:
+                        if not ours:
+                            continue
+                        shown.set_postfix_str(spec.title)
+                        lab = lab or Laboratory(ref, dtype=spec.dtype, device=device)
+                        store.put(lab.run(spec))
+                del waiting[run_id]
+                finished += 1
+                shown.update()
+            if not finished:
+                time.sleep(1.0)  # another process holds all that is left
+
+
+@contextmanager
+def _claimed(lock: FileLock) -> Iterator[bool]:
+    """Yield True if this process has the lock while inside."""
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A stored number beside the same number computed again.
+
+    Attributes:
+        relative: |again - stored| / |stored|.
+        within: True if `relative` is at most the tolerance.
+    """
+
+    run_id: str
+    title: str
+    quantity: str
+    stored: float | str
+    again: float | str
+    relative: float
+    within: bool
+
+
+# Two bit-different but equivalent float32 libraries change about 0.04 % of Wanda's mask and 0.1 % of perplexity.
+RELATIVE_TOLERANCE = 0.005
+
+
+def verify(
+    records: Sequence[Record], *, device: str = "cpu", tolerance: float = RELATIVE_TOLERANCE, progress: bool = True
+) -> list[Comparison]:
+    """Compute stored runs again and return every number beside the stored one.
+
+    Token ids, weights and achieved sparsity must be the same exactly; metrics to the relative tolerance (on the
+    same kind of machine they are equal to the last bit).
+    """
+    comparisons: list[Comparison] = []
+    labs: dict[tuple[str, str], Laboratory] = {}
+    with bar(len(records), "recomputing", "run", shown=progress) as shown:
+        for record in records:
+            shown.set_postfix_str(record.spec.title)
+            key = (record.spec.model, record.spec.dtype)
+            if key not in labs:
+                labs = {key: Laboratory(resolve_model(key[0]), dtype=key[1], device=device)}
+            comparisons += compare(record, labs[key].run(record.spec), tolerance)
+            shown.update()
+    return comparisons
+
+
+def compare(stored: Record, again: Record, tolerance: float) -> list[Comparison]:
+    """Return each number of a stored record beside the same number of another record of that run."""
+    title = stored.spec.title
+    rows = [_exact(stored.run_id, title, "model", stored.model_sha256, again.model_sha256)]
+    if stored.calibration is not None and again.calibration is not None:
+        tokens = stored.calibration.tokens_sha256, again.calibration.tokens_sha256
+        rows.append(_exact(stored.run_id, title, "calibration tokens", *tokens))
+    sparsities = stored.sparsity.overall, again.sparsity.overall
+    rows.append(Comparison(stored.run_id, title, "sparsity", *sparsities, *_relative(*sparsities, 1e-9)))
+    for metric in stored.metrics:
+        values = metric.value, again.metric(metric.name, metric.dataset).value
+        quantity = f"{metric.name} on {metric.dataset}"
+        rows.append(Comparison(stored.run_id, title, quantity, *values, *_relative(*values, tolerance)))
+    return rows
+
+
+def _exact(run_id: str, title: str, quantity: str, stored: str, again: str) -> Comparison:
+    same = stored == again
+    return Comparison(run_id, title, quantity, stored[:12], again[:12], 0.0 if same else 1.0, same)
+
+
+def _relative(stored: float, again: float, tolerance: float) -> tuple[float, bool]:
+    difference = abs(again - stored) / abs(stored) if stored else abs(again - stored)
+    return difference, difference <= tolerance

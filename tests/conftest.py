@@ -1,0 +1,47 @@
+"""Shared fixtures: a tiny random Llama made in this process, and the real default model, loaded once."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the model hub
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from calib_study.model_files import resolve_model
+from calib_study.study import Laboratory
+
+
+def tiny_config() -> LlamaConfig:
+    """2 blocks, width 32, 4 heads sharing 2 key-value heads, vocabulary 97."""
+    return LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=97,
+        max_position_embeddings=64,
+    )
+
+
+@pytest.fixture
+def tiny_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(tiny_config()).eval()
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Laboratory:
+    """The default model in float32 on the CPU; tests prune it, so each begins with `dense.restore()`."""
+    return Laboratory(resolve_model("smollm2-135m"), dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache folder for one test."""
+    monkeypatch.setenv("CALIB_STUDY_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache"
