@@ -137,8 +137,12 @@ class HubEntry(_Entry):
 
 
 class Catalogue(_Entry):
-    """The whole table. Keys are names; `sources` stands in the order in which sources are listed."""
+    """The whole table. Keys are names; `sources` stands in the order in which sources are listed.
 
+    `cleaning` tells readers how the documents of every source are cleaned and split.
+    """
+
+    cleaning: str = ""
     archives: dict[str, Archive]
     terms: dict[str, Terms] = {}
     models: dict[str, PackagedModel] = {}
@@ -149,11 +153,12 @@ class Catalogue(_Entry):
     @classmethod
     def _names_from_keys(cls, tables: dict[str, Any]) -> dict[str, Any]:
         """Give every entry the key of its table as its `name`."""
-        return {
+        named = {
             kind: {key: {"name": key, **entry} for key, entry in table.items() if isinstance(entry, dict)}
             for kind, table in tables.items()
             if isinstance(table, dict)
         }
+        return {**tables, **named}
 
     @model_validator(mode="after")
     def _refers_to_itself(self) -> Self:

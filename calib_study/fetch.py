@@ -80,9 +80,7 @@ def _from_folder(folder: Path, missing: list[Archive]) -> tuple[Taker, str]:
     return take, str(folder)
 
 
-def select_archives(
-    names: Iterable[str] | None, accept: Collection[str], catalogue: Catalogue
-) -> list[Archive]:
+def select_archives(names: Iterable[str] | None, accept: Collection[str], catalogue: Catalogue) -> list[Archive]:
     """Return the archives that `names` stand for, in catalogue order; see `fetch` for the arguments."""
     for name in accept:
         if name not in catalogue.terms:
@@ -109,11 +107,14 @@ def select_archives(
 
 def archive_path(name: str, *, catalogue: Catalogue | None = None) -> Path:
     """Return where the archive called `name` lies. Raises DataError, with the command to type, if absent."""
-    archive = (load_catalogue() if catalogue is None else catalogue).archive(name)
+    catalogue = load_catalogue() if catalogue is None else catalogue
+    archive = catalogue.archive(name)
     path = _archives_folder() / archive.filename
     if not path.is_file():
+        # A model may need several archives, which its own name fetches together.
+        wanted = next((model.name for model in catalogue.models.values() if name in model.archives), name)
         accept = "" if archive.needs_acceptance is None else f" --accept {archive.needs_acceptance}"
-        raise DataError(f"{path} has not been fetched. Run: calib-study fetch {name}{accept}")
+        raise DataError(f"{path} has not been fetched. Run: calib-study fetch {wanted}{accept}")
     return path
 
 

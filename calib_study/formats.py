@@ -39,10 +39,7 @@ def _jsonl(content: bytes) -> list[str]:
 
 def _wikiextractor(content: bytes) -> list[str]:
     """Articles of the WikiExtractor tool: <doc id= url= title=> title, empty line, text </doc>."""
-    return [
-        html.unescape(body)
-        for body in re.findall(r"<doc [^\n]*>\n(.*?)\n</doc>", content.decode(), re.DOTALL)
-    ]
+    return [html.unescape(body) for body in re.findall(r"<doc [^\n]*>\n(.*?)\n</doc>", content.decode(), re.DOTALL)]
 
 
 def _marked_code(content: bytes) -> list[str]:
@@ -119,16 +116,14 @@ def path_documents(path: Path) -> list[str]:
         return [_read_text(file) for file in text_files(path)]
     if path.suffix == ".jsonl":
         return read_jsonl(path)
-    return re.split(r"\n[^\S\n]*\n", _read_text(path))
+    return re.split(r"\n(?:[^\S\n]*\n)+", _read_text(path))
 
 
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text: byte {error.start} cannot be decoded. Convert it."
-        ) from error
+        raise InputError(f"{path} is not UTF-8 text: byte {error.start} cannot be decoded. Convert it.") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from error
 
@@ -144,8 +139,6 @@ def read_jsonl(path: Path) -> list[str]:
         except ValueError as error:
             raise InputError(f"{path}, line {number}: not JSON ({error}).") from error
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise InputError(
-                f'{path}, line {number}: expected an object with a string "text", got {line[:60]!r}.'
-            )
+            raise InputError(f'{path}, line {number}: expected an object with a string "text", got {line[:60]!r}.')
         documents.append(row["text"])
     return documents

@@ -81,27 +81,39 @@ def load_model(ref: ModelRef, *, dtype: str = "float32", device: str = "cpu") ->
     weights, and Python code that comes with a model is run only if `ref.remote_code` says so.
     """
     where = check_device(device)
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    options: dict[str, Any] = {"trust_remote_code": ref.remote_code}
-    if ref.kind == "packaged":
-        source = str(convert_packaged(ref.name))
-    elif ref.kind == "gguf":
-        file = Path(str(ref.location))
-        source, options = str(file.parent), {**options, "gguf_file": file.name}
-    else:
-        source = str(ref.location)
-        if ref.kind == "hub":
-            options["revision"] = ref.revision
+    source, options = _where(ref)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=DTYPES[dtype], **({} if ref.kind == "gguf" else {"use_safetensors": True}), **options
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise InputError(f"model {ref.name}: transformers cannot load it: {error}") from error
+    tokenizer = load_tokenizer(ref)
     model.to(where)  # type: ignore[arg-type]
     return DenseModel(model.eval(), tokenizer, ref)  # type: ignore[no-untyped-call]
+
+
+def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model, without the model."""
+    source, options = _where(ref)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {ref.name}: transformers cannot load its tokenizer: {error}") from error
+    return tokenizer
+
+
+def _where(ref: ModelRef) -> tuple[str, dict[str, Any]]:
+    """Return what `from_pretrained` is called with for a model, after quieting its log."""
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    options: dict[str, Any] = {"trust_remote_code": ref.remote_code}
+    if ref.kind == "packaged":
+        return str(convert_packaged(ref.name)), options
+    if ref.kind == "gguf":
+        file = Path(str(ref.location))
+        return str(file.parent), {**options, "gguf_file": file.name}
+    return str(ref.location), {**options, **({"revision": ref.revision} if ref.kind == "hub" else {})}
 
 
 def convert_packaged(name: str) -> Path:

@@ -48,9 +48,7 @@ class _Registered:
 _registered: dict[str, _Registered] = {}  # the user's own, for the life of the process
 
 
-def register_source(
-    name: str, documents_loader: Callable[[], Iterable[str]], summary: str, licence: str
-) -> None:
+def register_source(name: str, documents_loader: Callable[[], Iterable[str]], summary: str, licence: str) -> None:
     """Make `name` a source in this process, whose documents `documents_loader()` returns in a fixed order.
 
     The documents are cleaned and split like those of every source. A name registered before is replaced, so
@@ -85,7 +83,7 @@ def resolve_source(name_or_path: str) -> str:
     path = Path(name_or_path).expanduser()
     if name_or_path.startswith(HUB):
         raise unknown("hub data set", name_or_path, hub_names())
-    if not path.exists():
+    if not name_or_path or not path.exists():
         if path.suffix in FILE_SUFFIXES or path.name != name_or_path:
             raise InputError(f"source {name_or_path!r}: there is no such file or folder.")
         raise unknown("source", name_or_path, [*source_names(), *hub_names()])

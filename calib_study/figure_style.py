@@ -1,0 +1,154 @@
+"""One look for all figures: colours and markers of sources and methods, the page-wide canvas, axis helpers.
+
+Hues are those of Okabe and Ito (2008), safe for colour-blind readers, less their yellow; related sources
+share a hue and differ in marker, and no two sources share both.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+
+WIDTH = 7.5  # inches; a page of the book is 750 px wide
+STYLE_FILE = Path(__file__).with_name("style.mplstyle")
+TEXT, MUTED = "#222222", "#8A8A8A"
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+BROWN, BLACK = "#8C5A2B", "#000000"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How a calibration source is drawn: colour and matplotlib marker."""
+
+    colour: str
+    marker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How a method is drawn as a line: colour and matplotlib line style."""
+
+    colour: str
+    dash: str
+
+
+SOURCE_STYLE = {
+    "c4": Mark(BLUE, "o"),
+    "wikipedia": Mark(RED, "s"),
+    "leads": Mark(RED, "D"),
+    "code": Mark(GREEN, "^"),
+    "instruct": Mark(PURPLE, "v"),
+    "chat": Mark(PURPLE, "X"),
+    "math": Mark(ORANGE, "P"),
+    "stories": Mark(BROWN, "*"),
+    "french": Mark(SKY, "<"),
+    "spanish": Mark(SKY, ">"),
+    "random": Mark("#9A9A9A", "d"),
+}
+OTHER_SOURCES = tuple(Mark(c, m) for m in ("h", "p", "8") for c in (BLUE, RED, GREEN, ORANGE, PURPLE, BROWN))
+
+METHOD_STYLE = {
+    "dense": Line("#8A8A8A", "--"),
+    "magnitude": Line(BLACK, "-."),
+    "magnitude_row": Line("#5A5A5A", (0, (3, 1, 1, 1, 1, 1))),  # type: ignore[arg-type]
+    "random": Line("#B0B0B0", ":"),
+    "wanda": Line(BLUE, "-"),
+    "sparsegpt": Line(RED, "-"),
+    "dsnot": Line(GREEN, "-"),
+    "owl": Line(ORANGE, "-"),
+}
+
+
+def source_marks(names: Iterable[str]) -> dict[str, Mark]:
+    """Return a mark for each source; users' own sources take the spare ones in alphabetical order.
+
+    >>> source_marks(["my.txt", "c4"])["c4"].marker
+    'o'
+    """
+    asked = list(dict.fromkeys(names))
+    own = sorted(name for name in asked if name not in SOURCE_STYLE)
+    spare = {name: OTHER_SOURCES[i % len(OTHER_SOURCES)] for i, name in enumerate(own)}
+    return {name: SOURCE_STYLE.get(name) or spare[name] for name in asked}
+
+
+def source_label(name: str, longest: int = 20) -> str:
+    """Return the name as shown: random tokens called that, and of a long path or hub name the end.
+
+    >>> source_label("random"), source_label("/home/me/corpora/letters_1890_1920.jsonl")
+    ('random tokens', '…tters_1890_1920.jsonl')
+    """
+    if name == "random":
+        return "random tokens"
+    tail = name if len(name) <= longest else Path(name).name
+    return tail if len(tail) <= longest else "…" + tail[-(longest + 1) :]
+
+
+@contextmanager
+def canvas(height: float, rows: int = 1, columns: int = 1, **options: Any) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Yield a page-wide figure and its axes in reading order, drawn in the house style.
+
+    The figure is closed, so that a notebook shows it once: as the value that a cell returns.
+    height: inches. options: of `plt.subplots`.
+    """
+    with plt.style.context(STYLE_FILE):
+        figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **options)
+        try:
+            yield figure, list(axes.flat)
+        finally:
+            plt.close(figure)
+
+
+def window(core: Sequence[float], references: Sequence[float], stretch: float = 3.0) -> tuple[float, float, list[bool]]:
+    """Return axis limits (low, high) that show `core` well, and which references lie inside them.
+
+    References are taken in order, each only if the axis stays at most `stretch` times as long as the core:
+    differences between sources must stay visible. Those left out are to be drawn as arrows at the edge.
+
+    >>> window([1.0, 2.0], [0.0, 50.0])[2]
+    [True, False]
+    """
+    low, high = min(core), max(core)
+    span = max(high - low, 0.02 * max(abs(low), abs(high)), 1e-9)
+    inside = []
+    for value in references:
+        wider = max(high, value) - min(low, value)
+        inside.append(wider <= stretch * span)
+        if inside[-1]:
+            low, high = min(low, value), max(high, value)
+    margin = 0.06 * max(high - low, span)
+    return low - margin, high + margin, inside
+
+
+def log_ticks(axes: Axes, low: float, high: float, most: int = 5) -> None:
+    """Make x a logarithmic axis from low to high with a few round, plainly written ticks."""
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    if high / low < 5:
+        ticks = [float(t) for t in MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+    else:
+        decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+        digits = (1, 2, 5) if high / low < 200 else (1,)
+        ticks = [d * 10.0**k for k in decades for d in digits]
+    ticks = [t for t in ticks if low <= t <= high]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FixedFormatter([number(t) for t in ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def number(value: float) -> str:
+    """Return the number with three significant digits, thousands grouped, no exponent below a million.
+
+    >>> number(19.84), number(0.2), number(48213.0), number(3.2e9)
+    ('19.8', '0.2', '48,200', '3e9')
+    """
+    if abs(value) >= 1e6:
+        return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"

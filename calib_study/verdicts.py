@@ -1,0 +1,45 @@
+"""Verdicts: from a rule written beforehand and its statistic to one of three words."""
+
+from typing import Literal
+
+from calib_study.statistics import Interval, SameSourceNull
+
+Verdict = Literal["supported", "not supported", "inconclusive"]
+
+# Nats per token; 0.01 is one per cent of perplexity. A smaller difference between texts is of no practical use.
+SMALLEST_EFFECT = 0.01
+SIGNIFICANCE = 0.05
+
+
+def sources_differ(null: SameSourceNull) -> Verdict:
+    """Return whether sources differ by more than draws from one source do.
+
+    "supported" if p < 0.05 under the same-source null. If not, "not supported" when the experiment would have
+    shown a difference of `SMALLEST_EFFECT` (the null's 95 % quantile lies below it), else "inconclusive".
+    """
+    if null.p_value < SIGNIFICANCE:
+        return "supported"
+    return "not supported" if null.null_q95 < SMALLEST_EFFECT else "inconclusive"
+
+
+def at_least(difference: Interval) -> Verdict:
+    """Return whether one quantity is at least another, by the interval of their difference (first minus second).
+
+    "supported" if the whole interval is above zero, "not supported" if it is below, else "inconclusive".
+    """
+    if difference.low is None or difference.high is None:
+        return "inconclusive"
+    if difference.low > 0:
+        return "supported"
+    return "not supported" if difference.high < 0 else "inconclusive"
+
+
+def text_of(interval: Interval, digits: int = 3) -> str:
+    """Return an interval as "0.123 [0.100, 0.146]", or the estimate alone if it has no limits.
+
+    >>> text_of(Interval(0.1234, 0.1, 0.1468, 5))
+    '0.123 [0.100, 0.147]'
+    """
+    if interval.low is None or interval.high is None:
+        return f"{interval.mean:.{digits}f}"
+    return f"{interval.mean:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
