@@ -142,7 +142,8 @@ pd.DataFrame(
 # - What the model was trained on is known only in outline; any of these texts may have been part of it.
 
 # %% tags=["hide-input"]
-from calib_study.environment import PACKAGES
 from importlib.metadata import version
+
+from calib_study.environment import PACKAGES
 
 print(", ".join(f"{name} {version(name)}" for name in PACKAGES))
