@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 from calib_study.errors import InputError
 from calib_study.methods import Pattern, method_named
 from calib_study.model_files import ModelRef, resolve_model
-from calib_study.preflight import check_new_directory, check_spec
+from calib_study.preflight import check_new_directory, check_specs, evaluation_of
 from calib_study.sources import resolve_source, source_hash
-from calib_study.specs import Evaluation, RunSpec, make_spec
+from calib_study.specs import RunSpec, make_spec
 from calib_study.windows import Windows, load_tokens
 
-N_SAMPLES, SEQ_LEN = 32, 256
+N_SAMPLES, SEQ_LEN, EVAL_SEQ_LEN = 32, 256, 512
 DTYPES = ("float32", "bfloat16", "auto")
 
 
@@ -50,38 +50,37 @@ class PruneJob:
         out: Path,
     ) -> "PruneJob":
         """Return the job. Raises InputError for anything that would fail later, without loading a model."""
-        needs = method_named(method)
         sparsity = _sparsity(sparsity, pattern, method)
-        if calibration_tokens is not None and source is not None:
-            raise InputError("give --source or --calibration-tokens, not both.")
-        if not needs.needs_calibration and calibration_tokens is not None:
-            raise InputError(f"method {method!r} uses no calibration text; leave --calibration-tokens out.")
-        if source is not None:
-            resolve_source(source)
+        _check_calibration(method, source, calibration_tokens, {"--n-samples": n_samples, "--seq-len": seq_len})
         ref = resolve_model(model, remote_code=remote_code)
-        windows = None
+        out = _checked_output(out, ref)
+        text: dict[str, Any] = {
+            "source": source and resolve_source(source),
+            "n_samples": N_SAMPLES if n_samples is None else n_samples,
+            "seq_len": SEQ_LEN if seq_len is None else seq_len,
+        }
         if calibration_tokens is not None:
             windows = load_tokens(calibration_tokens, vocab_size=ref.vocab_size, n_samples=n_samples, seq_len=seq_len)
-            source = f"tokens:{calibration_tokens.name}"
-        shape = windows.tokens.shape if windows else (n_samples, seq_len)
-        spec = make_spec(
-            model=ref.name,
-            model_hash=ref.content_hash(),
-            method=method,
-            sparsity=sparsity,
-            pattern=pattern,
-            source=source,
-            source_hash=source_hash(source) if source and not windows else None,
-            policy=policy,
-            n_samples=N_SAMPLES if shape[0] is None else shape[0],
-            seq_len=SEQ_LEN if shape[1] is None else shape[1],
-            seed=seed,
-            dtype=_dtype(dtype, device),
-            tokens_sha256=windows.sha256 if windows else None,
-            evaluation=Evaluation(sources=tuple(name for name in evaluate.split(",") if name)),
-        )
-        check_spec(spec, ref)
-        check_new_directory(out)
+            text = {"source": f"tokens:{calibration_tokens.name}", "tokens_sha256": windows.sha256}
+            text["n_samples"], text["seq_len"] = windows.tokens.shape
+        fields: dict[str, Any] = {
+            "model": ref.name,
+            "method": method,
+            "sparsity": sparsity,
+            "pattern": pattern,
+            "policy": policy,
+            "seed": seed,
+            "dtype": _dtype(dtype, device),
+            "evaluation": evaluation_of(
+                [name.strip() for name in evaluate.split(",") if name.strip()],
+                seq_len=min(EVAL_SEQ_LEN, ref.context_length or EVAL_SEQ_LEN),
+            ),
+            **text,
+        }
+        make_spec(**fields)  # before the hashes, which take time for large files
+        own = source_hash(text["source"]) if source else None
+        spec = make_spec(**fields, model_hash=ref.content_hash(), source_hash=own)
+        check_specs([spec], ref)
         return cls(ref, spec, calibration_tokens, device, out)
 
     def run(self, echo: Callable[[str], Any]) -> None:
@@ -94,12 +93,14 @@ class PruneJob:
         echo(f"{self.spec.title}: {record.sparsity.overall:.4%} of the block linears' weights are zero.")
         for metric in record.metrics:
             if metric.name == "perplexity":
-                echo(f"perplexity on held-out {metric.dataset}: {metric.value:.2f} ({metric.n:,} tokens)")
+                scored = f"{metric.n:,} tokens in windows of {self.spec.evaluation.seq_len}"
+                echo(f"perplexity on held-out {metric.dataset}: {metric.value:.2f} ({scored})")
 
     def _write(self, lab: Any, record: str, windows: Windows | None) -> None:
         """Write everything beside the target, then put it in place, replacing an earlier output."""
         from calib_study.windows import save_tokens
 
+        self.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{self.out.name}.", dir=self.out.parent) as folder:
             new = Path(folder) / "new"
             lab.dense.model.save_pretrained(new)
@@ -114,6 +115,7 @@ class PruneJob:
 
 def _sparsity(sparsity: float | None, pattern: str, method: str) -> float:
     """Return the sparsity asked for, or the one that an N:M pattern implies."""
+    method_named(method)
     implied = Pattern.parse(pattern).sparsity
     if sparsity is not None:
         return sparsity
@@ -122,11 +124,32 @@ def _sparsity(sparsity: float | None, pattern: str, method: str) -> float:
     return implied or 0.0
 
 
+def _check_calibration(method: str, source: str | None, tokens: Path | None, counts: Mapping[str, int | None]) -> None:
+    """Raise InputError for options about calibration that contradict each other or the method."""
+    if tokens is not None and source is not None:
+        raise InputError("give --source or --calibration-tokens, not both.")
+    if tokens is not None and not method_named(method).needs_calibration:
+        raise InputError(f"method {method!r} uses no calibration text; leave --calibration-tokens out.")
+    for option, count in counts.items():
+        if tokens is not None and count is not None and count < 1:
+            raise InputError(f"{option} {count}: at least 1 is needed.")
+
+
+def _checked_output(out: Path, ref: ModelRef) -> Path:
+    """Return the absolute path of a directory that can be written; InputError if it is in use, or is the model."""
+    out = out.expanduser().resolve()
+    check_new_directory(out)
+    if ref.location is not None and out == Path(ref.location).resolve():
+        raise InputError(f"output {out} is the model itself; name another directory.")
+    return out
+
+
 def _dtype(dtype: str, device: str) -> str:
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: allowed are {', '.join(DTYPES)}.")
     if dtype != "auto":
         return dtype
-    from calib_study.models import choose_dtype
+    from calib_study.models import check_device, choose_dtype
 
+    check_device(device)
     return choose_dtype(dtype, device)

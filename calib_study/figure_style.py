@@ -4,6 +4,9 @@ Hues are those of Okabe and Ito (2008), safe for colour-blind readers, less thei
 share a hue and differ in marker, and no two sources share both.
 """
 
+import base64
+import html
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +15,15 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 WIDTH = 7.5  # inches; a page of the book is 750 px wide
 STYLE_FILE = Path(__file__).with_name("style.mplstyle")
-TEXT, MUTED = "#222222", "#8A8A8A"
+TEXT, MUTED = "#222222", "#757575"  # both readable as text on white
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 BROWN, BLACK = "#8C5A2B", "#000000"
 
@@ -50,12 +55,12 @@ SOURCE_STYLE = {
     "stories": Mark(BROWN, "*"),
     "french": Mark(SKY, "<"),
     "spanish": Mark(SKY, ">"),
-    "random": Mark("#9A9A9A", "d"),
+    "random": Mark(MUTED, "d"),
 }
 OTHER_SOURCES = tuple(Mark(c, m) for m in ("h", "p", "8") for c in (BLUE, RED, GREEN, ORANGE, PURPLE, BROWN))
 
 METHOD_STYLE = {
-    "dense": Line("#8A8A8A", "--"),
+    "dense": Line(MUTED, "--"),
     "magnitude": Line(BLACK, "-."),
     "magnitude_row": Line("#5A5A5A", (0, (3, 1, 1, 1, 1, 1))),  # type: ignore[arg-type]
     "random": Line("#B0B0B0", ":"),
@@ -105,6 +110,18 @@ def canvas(height: float, rows: int = 1, columns: int = 1, **options: Any) -> It
             plt.close(figure)
 
 
+def as_html(figure: Figure, alt: str) -> HTML:
+    """Return a figure as an image element with alternative text, to be shown on another page of the book.
+
+    Figures pasted across pages lose their alternative text; HTML keeps it.
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=200)
+    code = base64.b64encode(picture.getvalue()).decode()
+    element = f'<img class="figure-card" alt="{html.escape(alt)}" src="data:image/png;base64,{code}" width="100%">'
+    return HTML(element)  # type: ignore[no-untyped-call]
+
+
 def window(core: Sequence[float], references: Sequence[float], stretch: float = 3.0) -> tuple[float, float, list[bool]]:
     """Return axis limits (low, high) that show `core` well, and which references lie inside them.
 
@@ -152,3 +169,29 @@ def number(value: float) -> str:
         return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
     rounded = float(f"{value:.3g}")
     return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
+
+
+def tag(axes: Axes, x: float, y: float, label: str, colour: str) -> None:
+    """Write the label beside the vertical line at x, on the side with more room; off the axis, as an arrow."""
+    low, high = axes.get_xlim()
+    style: dict[str, Any] = {"va": "center", "color": colour, "fontsize": 9}
+    if low <= x <= high:
+        share = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0]
+        shift, side = ((-5, 0), "right") if share > 0.5 else ((5, 0), "left")
+        axes.annotate(label, (x, y), xytext=shift, textcoords="offset points", ha=side, **style)
+    elif x > high:
+        axes.text(1.0, y, f"{label} →", transform=axes.get_yaxis_transform(), ha="right", **style)
+    else:
+        axes.text(0.0, y, f"← {label}", transform=axes.get_yaxis_transform(), ha="left", **style)
+
+
+def seed_legend(figure: Figure, n_seeds: int, mean: str) -> None:
+    """Put below the panels what a faint point, a marker and a bar are."""
+    seed = Line2D([], [], linestyle="", marker="o", color=MUTED, alpha=0.5, markersize=5, markeredgewidth=0)
+    centre = Line2D([], [], color=TEXT, marker="o", markerfacecolor="white", linewidth=1.6)
+    single = Line2D([], [], linestyle="", color=TEXT, marker="o", markerfacecolor="white")
+    if n_seeds > 1:
+        handles, labels = [seed, centre], [f"one seed of {n_seeds}", f"{mean}, 95 % interval"]
+    else:
+        handles, labels = [single], ["one seed only, no interval"]
+    figure.legend(handles, labels, loc="outside lower right", ncols=2, columnspacing=1.5)

@@ -4,13 +4,13 @@ Tables come from `frames`, intervals and shares from `statistics`. Beside each `
 `describe_<claim>` that says in words, from the same data, what the figure shows (its alt text).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from calib_study.errors import InputError
@@ -21,11 +21,14 @@ from calib_study.figure_style import (
     PURPLE,
     RED,
     TEXT,
+    Mark,
     canvas,
     log_ticks,
     number,
+    seed_legend,
     source_label,
     source_marks,
+    tag,
     window,
 )
 from calib_study.frames import FLOOR_SOURCE, SETTING_COLUMNS
@@ -33,13 +36,14 @@ from calib_study.statistics import COMPONENTS, Interval, SameSourceNull
 
 ROW = 0.215  # inches of height for one row of text
 LOWER = "← lower is better"
+Limits = tuple[float, float, float]  # mean, low, high; NaN where there is no interval
 
 
 def fig_perplexity_by_source(frame: pd.DataFrame, intervals: pd.DataFrame, *, method: str = "wanda") -> Figure:
     """Return perplexity by calibration source, one panel for each held-out set, every seed a faint point.
 
-    The dense model is the grey dashed line, magnitude pruning the black one; what lies so far off that the
-    sources would crowd together is an arrow with its number at the edge. Logarithmic axes.
+    The dense model is the grey dashed line, magnitude pruning the black one; what lies so far off in any panel
+    that the sources would crowd together is, in all panels, an arrow with its number. Logarithmic axes.
 
     Args:
         frame: tidy frame of one model, sparsity, pattern, policy and size; rows of metric "perplexity".
@@ -54,19 +58,26 @@ def fig_perplexity_by_source(frame: pd.DataFrame, intervals: pd.DataFrame, *, me
     datasets = list(dict.fromkeys(seeds["dataset"]))
     columns = min(2, len(datasets))
     panel_rows = -(-len(datasets) // columns)
+    points = {d: _by_source(seeds[seeds["dataset"] == d], "value") for d in datasets}
+    limits = {d: _limits(means[means["dataset"] == d]) for d in datasets}
+    lines = {d: _lines(rows[rows["dataset"] == d]) for d in datasets}
+    shown: set[str] = set()
+    for name in ("dense", "magnitude", FLOOR_SOURCE):
+        tried = shown | {name}
+        if all(name in _extent(points[d], limits[d], lines[d], log=True, only=tried)[2] for d in datasets):
+            shown = tried
     height = panel_rows * ((len(order) + 2) * ROW + 0.62) + 0.35
     with canvas(height, panel_rows, columns, sharey=True) as (figure, axes):
         for index, (ax, dataset) in enumerate(zip(axes, datasets, strict=False)):
-            here = rows[rows["dataset"] == dataset]
-            lines = {name: _single(here, name) for name in ("dense", "magnitude")}
-            points = {s: g["value"].tolist() for s, g in seeds[seeds["dataset"] == dataset].groupby("source")}
-            _dot_rows(ax, points, means[means["dataset"] == dataset], order, lines, log=True)
+            low, high, _ = _extent(points[dataset], limits[dataset], lines[dataset], log=True, only=shown)
+            log_ticks(ax, low, high)
+            _dot_rows(ax, points[dataset], limits[dataset], order, lines[dataset])
             ax.set_title(f"on held-out {source_label(dataset)}")
             if index >= len(datasets) - columns:
                 ax.set_xlabel(f"perplexity (per token)   {LOWER}")
         for ax in axes[len(datasets) :]:
             ax.set_visible(False)
-        _legend(figure, int(means["n"].max()), "geometric mean over seeds")
+        seed_legend(figure, int(means["n"].max()), "geometric mean over seeds")
     return figure
 
 
@@ -96,14 +107,15 @@ def fig_front_page(damage: pd.DataFrame, intervals: pd.DataFrame, *, method: str
     """
     runs = _of_one_setting(damage[(damage["method"] == method) & damage["source"].notna()], "fig_front_page")
     means = intervals[(intervals["method"] == method) & intervals["source"].notna()]
-    order = list(means.sort_values("mean")["source"])
-    magnitude = damage.loc[damage["method"] == "magnitude", "damage"]
-    lines = {"dense": 0.0, "magnitude": float(magnitude.iloc[0]) if len(magnitude) else None}
-    points = {s: g["damage"].tolist() for s, g in runs.groupby("source")}
-    with canvas((len(order) + 2) * ROW + 0.95) as (figure, axes):
-        _dot_rows(axes[0], points, means, order, lines, log=False)
-        axes[0].set_xlabel(f"damage by pruning: mean rise of the loss (nats per token)   {LOWER}")
-        _legend(figure, int(means["n"].max()), "mean over seeds")
+    order = [str(source) for source in means.sort_values("mean")["source"]]
+    points, limits = _by_source(runs, "damage"), _limits(means)
+    lines = {"dense": 0.0, **_lines(damage, "damage")}
+    low, high, _ = _extent(points, limits, lines, log=False)
+    with canvas((len(order) + 2) * ROW + 0.95) as (figure, (ax,)):
+        ax.set_xlim(low, high)
+        _dot_rows(ax, points, limits, order, lines)
+        ax.set_xlabel(f"damage by pruning: mean rise of the loss (nats per token)   {LOWER}")
+        seed_legend(figure, int(means["n"].max()), "mean over seeds")
     return figure
 
 
@@ -131,12 +143,12 @@ def fig_variance_shares(shares: Mapping[str, Interval]) -> Figure:
         for y, (part, share) in enumerate(shares.items()):
             mean = 100 * max(share.mean, 0.0)
             ax.barh(y, mean, height=0.62, color=colours[part], alpha=0.85)
-            end, label = mean, f"{mean:.0f} %"
+            end, label = mean, f"{_share(mean)} %"
             if share.low is not None and share.high is not None:
                 low, high = 100 * share.low, 100 * share.high
                 ax.plot([low, high], [y, y], color=TEXT, linewidth=1.6, solid_capstyle="butt")
                 ax.plot([low, high], [y, y], "|", color=TEXT, markersize=8)
-                end, label = max(mean, high), f"{label}  ({low:.0f} to {high:.0f})"
+                end, label = max(mean, high), f"{label}  ({_share(low)} to {_share(high)})"
             ax.annotate(label, (end, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
         ax.set_yticks(range(len(shares)), [names.get(part, part.replace(" x ", " × ")) for part in shares])
         ax.set(xlim=(0, 118), ylim=(len(shares) - 0.45, -0.55))
@@ -148,7 +160,7 @@ def fig_variance_shares(shares: Mapping[str, Interval]) -> Figure:
 
 def describe_variance_shares(shares: Mapping[str, Interval]) -> str:
     """Return the alt text of `fig_variance_shares`."""
-    parts = [f"{part} {100 * max(share.mean, 0.0):.0f} %" for part, share in shares.items()]
+    parts = [f"{part} {_share(100 * max(share.mean, 0.0))} %" for part, share in shares.items()]
     return f"Bars of the share of variance explained: {', '.join(parts)}."
 
 
@@ -158,25 +170,18 @@ def fig_same_source_null(null: SameSourceNull, unit: str = "nats per token") -> 
     low, high = float(null.draws.min()), float(max(null.draws.max(), null.observed))
     bins = np.geomspace(max(low, high * 1e-4), null.draws.max(), 40) if far else np.linspace(0, null.draws.max(), 40)
     with canvas(2.75) as (figure, (ax,)):
-        counts, _, _ = ax.hist(null.draws, bins=list(bins), color="#C9CED6", edgecolor="white", linewidth=0.5)
-        top = float(np.max(counts))
+        sns.histplot(null.draws, bins=list(bins), color="#C9CED6", alpha=1, edgecolor="white", linewidth=0.5, ax=ax)
+        ax.set_ylabel("")
+        top = max(bar.get_height() for bar in ax.patches if isinstance(bar, Rectangle))
         ax.vlines(null.null_q95, 0, 1.08 * top, color=MUTED, linestyle="--", linewidth=1.4)
         ax.vlines(null.observed, 0, 1.3 * top, color=BLUE, linewidth=2.2)
         if far:
             log_ticks(ax, max(low, high * 1e-4) * 0.85, high * 1.2)
         else:
             ax.set_xlim(0, 1.08 * high)
-        left, right = ax.get_xlim()
-        _tag(
-            ax,
-            null.null_q95,
-            1.08 * top,
-            f"95 % of draws below {null.null_q95:.2g}",
-            "#5F5F5F",
-            (left, right),
-        )
-        found = f"observed {null.observed:.2g}  (p {_p(null.p_value)}; {null.relative:.1f} s.d. over seeds)"
-        _tag(ax, null.observed, 1.3 * top, found, BLUE, (left, right))
+        tag(ax, null.null_q95, 1.08 * top, f"95 % of draws below {null.null_q95:.2g}", MUTED)
+        found = f"observed {null.observed:.2g}  ({_p(null)}; {null.relative:.1f} s.d. over seeds)"
+        tag(ax, null.observed, 1.3 * top, found, BLUE)
         ax.set(ylim=(0, 1.42 * top), yticks=[])
         ax.grid(False)
         ax.set_xlabel(f"worst minus best source mean ({unit})" + (", logarithmic axis" if far else ""))
@@ -190,7 +195,7 @@ def describe_same_source_null(null: SameSourceNull, unit: str = "nats per token"
     return (
         f"Histogram of worst minus best source mean if all {null.n_sources} sources were the same: mean "
         f"{null.null_mean:.2g}, 95 % quantile {null.null_q95:.2g} {unit}. The observed {null.observed:.2g} lies "
-        f"{side} that quantile (p {_p(null.p_value)})."
+        f"{side} that quantile ({_p(null)})."
     )
 
 
@@ -205,26 +210,16 @@ def fig_own_text_advantage(table: pd.DataFrame) -> Figure:
     values = table.loc[order].to_numpy(dtype=np.float64)
     worst = max(float(table.loc[real or order].to_numpy().max()), 0.05)
     with canvas(len(order) * 0.3 + 0.85) as (figure, (ax,)):
-        ax.pcolormesh(values, cmap="YlOrBr", vmin=0, vmax=1.15 * worst, edgecolors="white", linewidth=1.5)
+        colours = {"cmap": "YlOrBr", "vmin": 0, "vmax": 1.15 * worst}
+        sns.heatmap(values, **colours, linecolor="white", linewidths=1.5, cbar=False, ax=ax)
         for (row, column), value in np.ndenumerate(values):
             home = order[row] == table.columns[column]
             if home:
                 box = Rectangle((column + 0.015, row + 0.05), 0.97, 0.9, fill=False, edgecolor=BLUE, linewidth=2)
                 ax.add_patch(box)
-            colour = "white" if value > 0.72 * worst else TEXT
-            weight = "bold" if home else "normal"
-            text = f"{100 * np.expm1(value):+.0f} %" if abs(value) >= 0.005 else "best" if value == 0 else "0 %"
-            ax.text(
-                column + 0.5,
-                row + 0.5,
-                text,
-                ha="center",
-                va="center",
-                color=colour,
-                fontsize=9,
-                weight=weight,
-            )
-        ax.set_yticks(np.arange(len(order)) + 0.5, [source_label(s) for s in order])
+            text = ax.text(column + 0.5, row + 0.5, _per_cent(value), ha="center", va="center", fontsize=9)
+            text.set(color="white" if value > 0.72 * worst else TEXT, weight="bold" if home else "normal")
+        ax.set_yticks(np.arange(len(order)) + 0.5, [source_label(s) for s in order], rotation=0)
         ax.set_xticks(np.arange(values.shape[1]) + 0.5, [source_label(str(d), 14) for d in table.columns])
         ax.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
         ax.xaxis.set_label_position("top")
@@ -248,113 +243,91 @@ def describe_own_text_advantage(table: pd.DataFrame) -> str:
     )
 
 
+def _extent(
+    points: Mapping[str, Sequence[float]],
+    limits: Mapping[str, Limits],
+    lines: Mapping[str, float],
+    *,
+    log: bool,
+    only: Collection[str] | None = None,
+) -> tuple[float, float, set[str]]:
+    """Return axis limits made by the sources, and which lines (and FLOOR_SOURCE) fit on that axis.
+
+    The seeds of real sources are all shown; an interval may lengthen the axis by 0.3 of them at each end, after
+    which it runs off the page. only: consider no other lines than these.
+    """
+    real = [s for s in points if s != FLOOR_SOURCE] or list(points)
+    scale = np.log if log else np.asarray
+    seen = scale(np.concatenate([points[s] for s in real]))
+    ends = scale(np.array([end for s in real for end in limits[s]]))
+    room = 0.3 * np.ptp(seen)
+    low = max(float(np.nanmin(ends)), float(seen.min() - room))
+    high = min(float(np.nanmax(ends)), float(seen.max() + room))
+    core = [min(low, float(seen.min())), max(high, float(seen.max()))]
+    far = dict(lines)
+    if FLOOR_SOURCE not in real and FLOOR_SOURCE in limits:
+        far[FLOOR_SOURCE] = max(points[FLOOR_SOURCE])
+    names = [name for name in far if only is None or name in only]
+    low, high, inside = window(core, [float(scale(far[name])) for name in names])
+    fitting = {name for name, fits in zip(names, inside, strict=True) if fits}
+    return (float(np.exp(low)), float(np.exp(high)), fitting) if log else (low, high, fitting)
+
+
 def _dot_rows(
     ax: Axes,
     points: Mapping[str, Sequence[float]],
-    means: pd.DataFrame,
+    limits: Mapping[str, Limits],
     order: Sequence[str],
-    lines: Mapping[str, float | None],
-    *,
-    log: bool,
+    lines: Mapping[str, float],
 ) -> None:
-    """Draw one row a source: faint seeds, mean with interval; reference lines named in two rows above."""
+    """Draw one row a source on an axis whose x is set, and the reference lines, named in two rows above."""
     marks = source_marks(sorted(points))
-    stats = means.set_index("source")
-    scale = np.log if log else np.asarray
-    seen = np.concatenate([np.asarray(v) for s, v in points.items() if s != FLOOR_SOURCE or len(points) == 1])
-    core = scale([seen.min(), seen.max()]).tolist()
-    floor = [float(np.median(points[FLOOR_SOURCE]))] if FLOOR_SOURCE in points and len(points) > 1 else []
-    drawn = {name: value for name, value in lines.items() if value is not None}
-    low, high, inside = window(core, scale([*drawn.values(), *floor]).tolist())
-    low, high = (float(np.exp(low)), float(np.exp(high))) if log else (low, high)
-    if log:
-        log_ticks(ax, low, high)
-    else:
-        ax.set_xlim(low, high)
     for y, source in enumerate(order):
-        _one_row(ax, y, points[source], stats.loc[source], marks[source].colour, marks[source].marker)
-    for y, (name, value) in zip((-2, -1), drawn.items(), strict=False):
-        _reference(ax, y, name, value, len(order))
+        _one_row(ax, y, points[source], limits[source], marks[source])
+    for y, (name, value) in zip((-2, -1), lines.items(), strict=False):
+        style, (left, right) = METHOD_STYLE[name], ax.get_xlim()
+        if left <= value <= right:
+            ax.vlines(value, y - 0.35, len(order) - 0.4, color=style.colour, linestyle=style.dash, zorder=2)
+        tag(ax, value, y, f"{name} {number(value) if value else 0}", style.colour)
     ax.set_yticks(range(len(order)), [source_label(s) for s in order])
     ax.set_ylim(len(order) - 0.4, -2.6)
 
 
-def _one_row(ax: Axes, y: int, seeds: Sequence[float], mean: "pd.Series[float]", colour: str, marker: str) -> None:
-    low, high = ax.get_xlim()
-    if not low <= mean["mean"] <= high:
-        _edge(ax, y, float(mean["mean"]), number(float(mean["mean"])), colour)
+def _one_row(ax: Axes, y: int, seeds: Sequence[float], limits: Limits, mark: Mark) -> None:
+    """Draw the seeds as faint dots, the mean with its interval on top; a mean off the axis as an arrow."""
+    mean, low, high = limits
+    left, right = ax.get_xlim()
+    if not left <= mean <= right:
+        tag(ax, mean, y, number(mean), mark.colour)
         return
-    ax.plot(seeds, [y] * len(seeds), marker, color=colour, alpha=0.38, markersize=5, markeredgewidth=0)
-    if np.isfinite(mean["low"]):
-        ax.plot([mean["low"], mean["high"]], [y, y], color=TEXT, linewidth=1.6, zorder=3)
-    ax.plot([mean["mean"]], [y], marker, color=colour, markeredgecolor=TEXT, markeredgewidth=0.9, zorder=4)
+    if len(seeds) > 1:
+        ax.plot(seeds, [y] * len(seeds), "o", color=mark.colour, alpha=0.45, markersize=5, markeredgewidth=0)
+    if np.isfinite(low):
+        ax.plot([low, high], [y, y], color=TEXT, linewidth=1.6, zorder=3)
+    ax.plot([mean], [y], mark.marker, color=mark.colour, markeredgecolor=TEXT, markeredgewidth=0.9, zorder=4)
 
 
-def _reference(ax: Axes, y: int, name: str, value: float, rows: int) -> None:
-    """Draw a method without text as a vertical line with its name and number, or as an arrow at the edge."""
-    style, label = METHOD_STYLE[name], f"{name} {number(value) if value else 0}"
-    low, high = ax.get_xlim()
-    if not low <= value <= high:
-        _edge(ax, y, value, label, style.colour)
-        return
-    ax.vlines(value, y - 0.35, rows - 0.4, color=style.colour, linestyle=style.dash, linewidth=1.5, zorder=2)
-    _tag(ax, value, y, label, style.colour, (low, high))
+def _by_source(rows: pd.DataFrame, value: str) -> dict[str, list[float]]:
+    """Return each source's values, one for each seed."""
+    return {str(source): [float(v) for v in group[value]] for source, group in rows.groupby("source")}
 
 
-def _edge(ax: Axes, y: float, value: float, label: str, colour: str) -> None:
-    """Write the label with an arrow at the left or right edge: the value is off the axis."""
-    right = value > ax.get_xlim()[1]
-    text = f"{label} →" if right else f"← {label}"
-    place = (1.0, y) if right else (0.0, y)
-    transform = ax.get_yaxis_transform()
-    ax.text(
-        *place,
-        text,
-        transform=transform,
-        ha="right" if right else "left",
-        va="center",
-        color=colour,
-        fontsize=9,
-    )
+def _limits(means: pd.DataFrame) -> dict[str, Limits]:
+    """Return each source's mean, low and high."""
+    columns = means[["source", "mean", "low", "high"]].itertuples(index=False)
+    return {str(source): (float(mean), float(low), float(high)) for source, mean, low, high in columns}
 
 
-def _tag(ax: Axes, x: float, y: float, label: str, colour: str, limits: tuple[float, float]) -> None:
-    """Write the label beside the vertical line at x, on the side with more room."""
-    low, high = np.log(limits) if ax.get_xscale() == "log" else limits
-    at = (np.log(x) if ax.get_xscale() == "log" else x) - low
-    left = at > 0.5 * (high - low)
-    ax.annotate(
-        label,
-        (x, y),
-        xytext=(-5 if left else 5, 0),
-        textcoords="offset points",
-        ha="right" if left else "left",
-        va="center",
-        color=colour,
-        fontsize=9,
-    )
-
-
-def _legend(figure: Figure, n_seeds: int, mean: str) -> None:
-    """Put below the panels what a faint point, a dark one and a bar are."""
-    seed = Line2D([], [], linestyle="", marker="o", color=MUTED, alpha=0.45, markersize=5, markeredgewidth=0)
-    centre = Line2D([], [], color=TEXT, marker="o", markerfacecolor="white", markersize=7, linewidth=1.6)
-    note = f"{mean}, 95 % interval" if n_seeds > 1 else "its value (one seed, no interval)"
-    plural = "s" if n_seeds > 1 else ""
-    labels = [f"one seed of {n_seeds}" if n_seeds > 1 else f"{n_seeds} seed{plural}", note]
-    figure.legend([seed, centre], labels, loc="outside lower right", ncols=2, columnspacing=1.5)
+def _lines(rows: pd.DataFrame, value: str = "value") -> dict[str, float]:
+    """Return the value of the dense model and of magnitude pruning, of those that are among the rows."""
+    found = {name: rows.loc[rows["method"] == name, value] for name in ("dense", "magnitude")}
+    return {name: float(values.iloc[0]) for name, values in found.items() if len(values)}
 
 
 def _by_damage(means: pd.DataFrame) -> list[str]:
     """Return the sources from least to most damage over all held-out sets (mean logarithm)."""
     logs = means.assign(log=np.log(means["mean"])).groupby("source")["log"].mean()
     return [str(s) for s in logs.sort_values().index]
-
-
-def _single(rows: pd.DataFrame, method: str) -> float | None:
-    """Return the perplexity of a method that reads no text, or None if there is no such run."""
-    found = rows.loc[rows["method"] == method, "value"]
-    return float(found.iloc[0]) if len(found) else None
 
 
 def _of_one_setting(rows: pd.DataFrame, caller: str) -> pd.DataFrame:
@@ -367,5 +340,22 @@ def _of_one_setting(rows: pd.DataFrame, caller: str) -> pd.DataFrame:
     return rows
 
 
-def _p(value: float) -> str:
-    return f"= {value:.3f}" if value >= 0.001 else f"= {value:.1g}"
+def _per_cent(value: float) -> str:
+    """Return how much a perplexity is above the best, from the logarithm of their ratio."""
+    if value == 0:
+        return "best"
+    return f"{100 * np.expm1(value):+,.0f} %" if abs(value) >= 0.005 else "0 %"
+
+
+def _share(per_cent: float) -> str:
+    """Return a share in per cent, with decimals near 0 and 100, which it only reads if it is that."""
+    if per_cent in (0, 100) or 1 <= per_cent < 99:
+        return f"{per_cent:.0f}"
+    return f"{per_cent:.2f}" if per_cent < 1 else f"{per_cent:.1f}"
+
+
+def _p(null: SameSourceNull) -> str:
+    """Return the p value as text; the smallest that the number of draws allows is only a bound."""
+    if null.p_value < 1.5 / (1 + len(null.draws)):
+        return f"p ≤ {null.p_value:.1g}"
+    return f"p = {null.p_value:.3f}" if null.p_value >= 0.001 else f"p = {null.p_value:.1g}"

@@ -19,6 +19,15 @@ from calib_study.errors import DataError, InputError, unknown
 
 Kind = Literal["packaged", "directory", "gguf", "hub"]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+NO_PICKLE = (
+    "Pickled weights (*.bin, *.pt) can run code when they are opened and are never loaded; "
+    "convert them to safetensors where you trust them."
+)
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+HUB_TIMEOUT = 3.0  # seconds for the hub's first answer
+# Tokenizers without tokenizer.json are made from vocabulary files; *.model is sentencepiece's.
+DECIDING_SUFFIXES = {".safetensors", ".model", ".py"}
+DECIDING_NAMES = {"config.json", "tokenizer.json", "vocab.json", "merges.txt"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,8 @@ class ModelRef:
         """
         if self.kind in ("packaged", "hub"):
             return self.revision
-        return _hash_model(Path(str(self.location)))
+        path = Path(str(self.location))
+        return _hash_model(path, _stamps(path))
 
 
 def resolve_model(name: str, *, remote_code: bool = False) -> ModelRef:
@@ -82,18 +92,26 @@ def _directory(path: Path, remote_code: bool) -> ModelRef:
     config_file = path / "config.json"
     if not config_file.is_file():
         raise InputError(f"model {path}: the directory has no config.json, so it is not a transformers model.")
-    try:
-        config = json.loads(config_file.read_text())
-    except ValueError as error:
-        raise InputError(f"model {path}: config.json is not JSON ({error}).") from error
+    config = _read_json(str(path), config_file)
     if not list(path.glob("*.safetensors")):
-        raise InputError(
-            f"model {path}: no *.safetensors file. Pickled weights (*.bin, *.pt) can run code when they are opened "
-            "and are never loaded; convert them to safetensors where you trust them."
-        )
+        raise InputError(f"model {path}: no *.safetensors file. {NO_PICKLE}")
+    for index in path.glob("*.safetensors.index.json"):
+        parts = _read_json(str(path), index).get("weight_map", {})
+        if pickled := sorted({part for part in parts.values() if not part.endswith(".safetensors")}):
+            raise InputError(f"model {path}: {index.name} sends to {', '.join(pickled)}. {NO_PICKLE}")
     _refuse_remote_code(str(path), config, remote_code)
     context, vocabulary = _limits(str(path), config)
     return ModelRef(path.resolve().name, "directory", str(path.resolve()), None, context, vocabulary, remote_code)
+
+
+def _read_json(name: str, file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {name}: {file.name} is not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise InputError(f"model {name}: {file.name} is not a JSON object.")
+    return content
 
 
 def _refuse_remote_code(name: str, config: dict[str, Any], allowed: bool) -> None:
@@ -106,22 +124,37 @@ def _refuse_remote_code(name: str, config: dict[str, Any], allowed: bool) -> Non
 
 def _limits(name: str, config: dict[str, Any]) -> tuple[int | None, int]:
     """Return (context length, vocabulary size) from a configuration, whatever the family calls them."""
-    text = {**config, **config.get("text_config", {})}
-    context = next((text[key] for key in ("max_position_embeddings", "n_positions", "n_ctx") if key in text), None)
-    if "vocab_size" not in text:
+    text = {**config, **(config.get("text_config") or {})}
+    context = next((text[key] for key in CONTEXT_KEYS if isinstance(text.get(key), int)), None)
+    if not isinstance(text.get("vocab_size"), int):
         raise InputError(f"model {name}: config.json does not say vocab_size, so token ids cannot be checked.")
-    return context, int(text["vocab_size"])
+    return context, text["vocab_size"]
+
+
+def _deciding_files(path: Path) -> list[Path]:
+    """Return the GGUF file itself, or the files of a directory that decide outputs: configuration, weights, code."""
+    if path.is_file():
+        return [path]
+    found = [file for file in path.iterdir() if file.suffix in DECIDING_SUFFIXES or file.name in DECIDING_NAMES]
+    return sorted(found)
+
+
+def _stamps(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return name, size and time of change of those files: as long as they stay, so does the content."""
+    return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in _deciding_files(path))
 
 
 @lru_cache
-def _hash_model(path: Path) -> str:
-    """Return the SHA-256 of a GGUF file, or over names and contents of the files in a directory that decide outputs."""
+def _hash_model(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """Return the SHA-256 of a GGUF file, or over names and contents of the files in a directory that decide outputs.
+
+    Kept for the life of the process until the stamps change.
+    """
     if path.is_file():
         return hash_file(path)
     digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.suffix == ".safetensors" or file.name in {"config.json", "tokenizer.json"}:
-            digest.update(file.name.encode() + b"\0" + bytes.fromhex(hash_file(file)))
+    for file in _deciding_files(path):
+        digest.update(file.name.encode() + b"\0" + bytes.fromhex(hash_file(file)))
     return digest.hexdigest()
 
 
@@ -148,21 +181,31 @@ def _gguf(path: Path) -> ModelRef:
 
 
 def _hub(name: str, remote_code: bool) -> ModelRef:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        config_file = Path(hf_hub_download(name, "config.json", etag_timeout=2))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise InputError(
-            f"model {name!r} is neither packaged ({', '.join(load_catalogue().models)}) nor a directory here, and the "
-            f"model hub did not supply it: {str(error).splitlines()[0]}"
-        ) from error
-    config = json.loads(config_file.read_text())
+    config_file = _hub_config(name)
+    config = _read_json(name, config_file)
     _refuse_remote_code(name, config, remote_code)
     context, vocabulary = _limits(name, config)
     # The revision is part of the snapshot's path, <cache>/snapshots/<commit>/config.json; it pins the content.
     return ModelRef(name, "hub", name, config_file.parent.name, context, vocabulary, remote_code)
+
+
+def _hub_config(name: str) -> Path:
+    """Return the config.json of a hub model: of its newest commit, or without a network of the one fetched before."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    reachable, reason = True, ""
+    try:
+        # Asked for by itself because it is asked once: a download tries for half a minute before it gives up.
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_TIMEOUT)
+    except Exception as error:  # whatever the transport below the hub's client raises
+        reachable, reason = False, " ".join(str(error).split())[:300] or type(error).__name__
+    try:
+        return Path(hf_hub_download(name, "config.json", local_files_only=not reachable))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model {name!r} is neither packaged ({', '.join(load_catalogue().models)}) nor a directory here, and the "
+            f"model hub did not supply it: {reason or error}"
+        ) from error
 
 
 def converted_dir(name: str) -> Path:
@@ -171,7 +214,7 @@ def converted_dir(name: str) -> Path:
 
 
 def is_converted(name: str) -> bool:
-    """True if a whole converted copy is in the cache (config.json is written last)."""
+    """True if a whole converted copy is in the cache (it is renamed into place once it is whole)."""
     return (converted_dir(name) / "config.json").is_file()
 
 

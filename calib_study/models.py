@@ -2,21 +2,35 @@
 
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from filelock import FileLock
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from calib_study import paths
 from calib_study.catalogue import load_catalogue
 from calib_study.errors import InputError, StudyError
 from calib_study.model_files import ModelRef, converted_dir, is_converted, packaged_gguf
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# What transformers and the libraries below it raise for files that do not make a model.
+UNLOADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    ImportError,
+    UnpicklingError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 class DenseModel:
@@ -39,7 +53,7 @@ class DenseModel:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.named_parameters()):
             digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @torch.no_grad()
@@ -54,11 +68,14 @@ def check_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        usable = chosen.type != "meta"  # torch's device without memory
+    except (RuntimeError, AssertionError):
+        usable = False
+    if not usable:
         have = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         if torch.backends.mps.is_available():
             have.append("mps")
-        raise InputError(f"device {device!r} is not on this machine. It has: {', '.join(have)}.") from error
+        raise InputError(f"device {device!r} is not on this machine. It has: {', '.join(have)}.")
     return chosen
 
 
@@ -78,19 +95,35 @@ def load_model(ref: ModelRef, *, dtype: str = "float32", device: str = "cpu") ->
     """Load a model in evaluation mode.
 
     A packaged model is converted to safetensors once, in the cache. Only safetensors are read, never pickled
-    weights, and Python code that comes with a model is run only if `ref.remote_code` says so.
+    weights, and Python code that comes with a model is run only if `ref.remote_code` says so. Raises InputError
+    if the files do not make a causal language model, or lack any of its weights.
     """
     where = check_device(device)
     source, options = _where(ref)
+    if ref.kind != "gguf":
+        options["use_safetensors"] = True
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[dtype], **({} if ref.kind == "gguf" else {"use_safetensors": True}), **options
+        # Weights of the wrong shape are reported like missing ones, rather than by a table in the log.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    except (OSError, ValueError) as error:
+    except UNLOADABLE as error:
         raise InputError(f"model {ref.name}: transformers cannot load it: {error}") from error
+    model, report = loaded
+    _refuse_invented_weights(ref, report)
     tokenizer = load_tokenizer(ref)
-    model.to(where)  # type: ignore[arg-type]
-    return DenseModel(model.eval(), tokenizer, ref)  # type: ignore[no-untyped-call]
+    return DenseModel(model.to(where).eval(), tokenizer, ref)
+
+
+def _refuse_invented_weights(ref: ModelRef, report: dict[str, Any]) -> None:
+    """Raise InputError if transformers filled weights with random numbers, as it does when the files lack them."""
+    invented = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
+    if invented:
+        more = f" and {len(invented) - 3} more" if len(invented) > 3 else ""
+        raise InputError(
+            f"model {ref.name}: its files lack, or have in a shape that does not fit, the weights "
+            f"{', '.join(invented[:3])}{more}."
+        )
 
 
 def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
@@ -98,7 +131,7 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
     source, options = _where(ref)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
+    except UNLOADABLE as error:
         raise InputError(f"model {ref.name}: transformers cannot load its tokenizer: {error}") from error
     return tokenizer
 
@@ -120,15 +153,21 @@ def convert_packaged(name: str) -> Path:
     """Return the safetensors copy of a packaged model, made from its GGUF file if it is not in the cache yet.
 
     The copy holds the de-quantised weights in float32, exactly. Processes that need it at once wait for the first.
+    What a killed process left behind is removed by the next.
     """
     target = converted_dir(name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_suffix(".lock")):
+    paths.check_writable(target.parent)
+    with FileLock(target.parent / f"{name}.lock"):
         if not is_converted(name):
-            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-                _convert(packaged_gguf(load_catalogue().models[name], Path(folder)), Path(folder) / "copy")
+            folder = target.parent / f"{name}.part"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            try:
+                _convert(packaged_gguf(load_catalogue().models[name], folder), folder / "copy")
                 shutil.rmtree(target, ignore_errors=True)
-                (Path(folder) / "copy").rename(target)
+                (folder / "copy").rename(target)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
     return target
 
 
@@ -150,7 +189,7 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     lists = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and all(block_linears(block) for block in module)
+        if isinstance(module, nn.ModuleList) and len(module) and all(block_linears(block) for block in module)
     ]
     if not lists:
         raise StudyError(

@@ -5,18 +5,31 @@ papermill only warns about a name it does not know and never looks at types; `ch
 
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from calib_study.errors import InputError, StudyError, unknown
+from calib_study.catalogue import RANDOM
+from calib_study.errors import InputError, unknown
 from calib_study.methods import Pattern, method_named
 from calib_study.model_files import resolve_model
-from calib_study.preflight import check_evaluation_source, check_lengths
-from calib_study.sources import resolve_source
-from calib_study.specs import DType, Evaluation, Policy, RunSpec, make_spec, problem_lines
+from calib_study.preflight import check_evaluation_source, check_lengths, evaluation_of
+from calib_study.sources import resolve_source, source_hash
+from calib_study.specs import Policy, RunSpec, agreeing_pattern, make_spec, passing, problem, problem_lines
 
-Names = Annotated[list[str], Field(min_length=1)]
+
+def _each_once(names: list[str]) -> list[str]:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise problem(f"each can be named once only; repeated: {', '.join(repeated)}.")
+    return names
+
+
+Model = Annotated[str, passing(lambda name: resolve_model(name))]
+Method = Annotated[str, passing(method_named)]
+# A path is made absolute, so that a source has one name wherever the notebook runs.
+Source = Annotated[str, passing(resolve_source), AfterValidator(resolve_source)]
+EvaluationSource = Annotated[str, passing(check_evaluation_source), AfterValidator(resolve_source)]
+EachOnce = AfterValidator(_each_once)
 
 # Names that a notebook's kernel, or papermill, puts beside the parameters.
 NOT_PARAMETERS = {"In", "Out", "exit", "quit", "open", "get_ipython", "cfg"}
@@ -31,56 +44,75 @@ class Parameters(BaseModel):
 class DataPage(Parameters):
     """Parameters of 00_data."""
 
-    model: str
+    model: Model
     example_characters: int = Field(ge=20, le=2000)
 
 
 class DataSources(Parameters):
     """Parameters of 01_data_sources: a grid of sources x methods x seeds at one sparsity."""
 
-    model: str
-    sources: Names
-    methods: Names
+    model: Model
+    sources: Annotated[list[Source], EachOnce]
+    methods: Annotated[list[Method], EachOnce]
     sparsity: float = Field(gt=0, lt=1)
-    pattern: str
+    pattern: Annotated[str, passing(Pattern.parse)]
     policy: Policy
     n_samples: int = Field(ge=1)
     seq_len: int = Field(ge=8)
     n_seeds: int = Field(ge=3, description="fewer give no interval of a variance share")
-    dtype: DType | Literal["auto"]
+    dtype: Literal["float32", "bfloat16", "auto"]
     device: str
-    eval_sources: Names
+    eval_sources: Annotated[list[EvaluationSource], Field(min_length=1), EachOnce]
     eval_seq_len: int = Field(ge=8)
     eval_windows: int = Field(ge=1)
     n_spot_checks: int = Field(ge=0)
 
-    @model_validator(mode="after")
-    def _exists(self) -> Self:
-        """Check names against what exists and lengths against the model's context."""
-        implied = Pattern.parse(self.pattern).sparsity
-        if implied is not None and abs(implied - self.sparsity) > 1e-9:
-            raise InputError(f"pattern {self.pattern!r} means sparsity {implied:g}, not {self.sparsity:g}.")
-        for name in self.methods:
-            method_named(name)
-        if "dense" in self.methods:
-            raise InputError("methods: leave 'dense' out; it is always run as the reference.")
-        if not any(method_named(name).needs_calibration for name in self.methods):
-            raise InputError("methods: at least one must use calibration data, for example 'wanda'.")
-        for name in self.sources:
-            resolve_source(name)
-        if len(set(self.sources)) < max(2, len(self.sources)):
-            raise InputError("sources: at least two different ones are needed to compare, each once.")
-        for name in self.eval_sources:
-            check_evaluation_source(name)
-        check_lengths(resolve_model(self.model), {"seq_len": self.seq_len, "eval_seq_len": self.eval_seq_len})
-        return self
+    @field_validator("sources")
+    @classmethod
+    def _two_texts(cls, sources: list[str]) -> list[str]:
+        if len(set(sources) - {RANDOM}) < 2:
+            raise problem(f"at least two texts are needed to compare them; {RANDOM!r} is none.")
+        return sources
+
+    @field_validator("methods")
+    @classmethod
+    def _comparable(cls, methods: list[str]) -> list[str]:
+        if "dense" in methods:
+            raise problem("leave 'dense' out; it is always run as the reference.")
+        if len(methods) < 2:
+            raise problem("at least two are needed: the first and the last are compared with each other.")
+        if not method_named(methods[-1]).needs_calibration:
+            raise problem("the last must be one that uses calibration text, for example 'wanda'.")
+        return methods
+
+    @field_validator("pattern")
+    @classmethod
+    def _implies_sparsity(cls, pattern: str, info: ValidationInfo) -> str:
+        return agreeing_pattern(pattern, info.data.get("sparsity"))
+
+    @field_validator("seq_len", "eval_seq_len")
+    @classmethod
+    def _within_context(cls, length: int, info: ValidationInfo) -> int:
+        if "model" in info.data:
+            try:
+                check_lengths(resolve_model(info.data["model"]), {str(info.field_name): length})
+            except InputError as error:
+                raise problem(str(error)) from error
+        return length
 
     def specs(self) -> list[RunSpec]:
-        """Return the whole grid: the dense model, then seed by seed every source and method, repeats left out."""
-        evaluation = Evaluation(
-            sources=tuple(self.eval_sources), seq_len=self.eval_seq_len, n_windows=self.eval_windows
-        )
-        common: dict[str, Any] = {"model": self.model, "dtype": self.dtype, "evaluation": evaluation}
+        """Return the whole grid: the dense model, then seed by seed every source and method, repeats left out.
+
+        A model or text of the user's own is pinned by the hash of its content.
+        """
+        ref = resolve_model(self.model)
+        hashes = {source: source_hash(source) for source in self.sources}
+        common: dict[str, Any] = {
+            "model": ref.name,
+            "model_hash": ref.content_hash(),
+            "dtype": self._dtype(),
+            "evaluation": evaluation_of(self.eval_sources, seq_len=self.eval_seq_len, n_windows=self.eval_windows),
+        }
         grid = [make_spec(method="dense", sparsity=0, **common)]
         grid += [
             make_spec(
@@ -88,6 +120,7 @@ class DataSources(Parameters):
                 sparsity=self.sparsity,
                 pattern=self.pattern,
                 source=source,
+                source_hash=hashes[source],
                 policy=self.policy,
                 n_samples=self.n_samples,
                 seq_len=self.seq_len,
@@ -100,22 +133,31 @@ class DataSources(Parameters):
         ]
         return list(dict.fromkeys(grid))
 
+    def _dtype(self) -> str:
+        """Return the dtype that "auto" means on this machine."""
+        if self.dtype != "auto":
+            return self.dtype
+        from calib_study.models import check_device, choose_dtype
+
+        check_device(self.device)
+        return choose_dtype(self.dtype, self.device)
+
 
 SCHEMAS: dict[str, type[Parameters]] = {"00_data": DataPage, "01_data_sources": DataSources}
 
 
 def validate(slug: str, given: Mapping[str, Any]) -> Parameters:
     """Return the checked parameters of a notebook. Raises InputError listing every problem, with near matches."""
+    if slug not in SCHEMAS:
+        raise unknown("notebook", slug, SCHEMAS)
     schema = SCHEMAS[slug]
     problems = [
-        str(unknown("parameter", name, schema.model_fields)) for name in given if name not in schema.model_fields
+        f"  - {unknown('parameter', name, schema.model_fields)}" for name in given if name not in schema.model_fields
     ]
     try:
         checked = schema.model_validate({name: value for name, value in given.items() if name in schema.model_fields})
     except ValidationError as error:
         problems.append(problem_lines(error))
-    except StudyError as error:
-        problems.append(str(error))
     if problems:
         raise InputError(f"bad parameters for {slug}:\n" + "\n".join(problems))
     return checked
@@ -125,8 +167,10 @@ def check(slug: str, namespace: Mapping[str, Any]) -> Any:
     """Return the checked parameters of the notebook that calls this with its `globals()`.
 
     Every public name in the notebook that is neither a module nor callable counts as a parameter, so that a
-    mistyped name injected by papermill is found.
+    mistyped name injected by papermill is found. Not so when `cfg` holds parameters already: the notebook is
+    being run again in the same kernel, and other names may be results of later cells.
     """
+    again = isinstance(namespace.get("cfg"), Parameters)
     given = {
         name: value
         for name, value in namespace.items()
@@ -135,5 +179,6 @@ def check(slug: str, namespace: Mapping[str, Any]) -> Any:
         and name not in NOT_PARAMETERS
         and not isinstance(value, ModuleType)
         and not callable(value)
+        and not (again and name not in SCHEMAS[slug].model_fields)
     }
     return validate(slug, given)

@@ -9,6 +9,7 @@ from pathlib import Path
 from calib_study.errors import DataError, InputError
 
 CACHE_VARIABLE = "CALIB_STUDY_CACHE"
+RECORDS_VARIABLE = "CALIB_STUDY_RECORDS"
 
 
 def root() -> Path:
@@ -26,6 +27,12 @@ def cache_dir() -> Path:
     """Return the folder of everything fetched or derived: $CALIB_STUDY_CACHE, or data/cache in the project."""
     chosen = os.environ.get(CACHE_VARIABLE)
     return Path(chosen).expanduser().resolve() if chosen else root() / "data" / "cache"
+
+
+def records_dir() -> Path:
+    """Return the folder for records computed here: $CALIB_STUDY_RECORDS, or records/ in the cache."""
+    chosen = os.environ.get(RECORDS_VARIABLE)
+    return Path(chosen).expanduser().resolve() if chosen else cache_dir() / "records"
 
 
 def results_dir() -> Path:

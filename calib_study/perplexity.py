@@ -14,6 +14,7 @@ from calib_study.windows import Tokens
 
 # Windows are scored a few at a time: the logits of 1,024 tokens over 49,152 ids already take 200 MB in float32.
 TOKENS_PER_CALL = 1024
+LARGEST_NLL = 700.0  # nats; its exponential is about the largest number that a float holds
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def perplexity(model: PreTrainedModel, tokens: Tokens) -> Perplexity:
         logits = next_token_logits(model, batch)
         for row, targets in zip(logits, batch, strict=True):
             means.append(functional.cross_entropy(row[:-1].float(), targets[1:]).item())
-    if not np.isfinite(means).all():
-        raise NumericalError("the model's log-likelihoods are not finite; its weights may be damaged.")
+    if not np.isfinite(means).all() or np.mean(means) > LARGEST_NLL:
+        raise NumericalError("the model's log-likelihoods are not finite, or below -700; its weights may be damaged.")
     spread = float(np.std(means, ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else 0.0
     return Perplexity(float(np.mean(means)), spread, tokens.shape[0] * (tokens.shape[1] - 1), tuple(means))

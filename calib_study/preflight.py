@@ -1,25 +1,68 @@
 """Checks of a request against what exists, before a model is loaded. Imports nothing slow."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from calib_study.errors import InputError
 from calib_study.model_files import ModelRef
 from calib_study.paths import check_writable
-from calib_study.sources import resolve_source
-from calib_study.specs import RunSpec
+from calib_study.sources import resolve_source, source_hash
+from calib_study.specs import Evaluation, RunSpec, problem_lines
 
 
-def check_spec(spec: RunSpec, ref: ModelRef) -> None:
-    """Raise InputError unless the specification's text exists and its windows fit the model's context."""
-    lengths = {"evaluation seq_len": spec.evaluation.seq_len} if spec.evaluation.sources else {}
-    for source in spec.evaluation.sources:
+def evaluation_of(sources: Sequence[str], **lengths: int) -> Evaluation:
+    """Return the evaluation on held-out text of `sources`, with the hashes of those that the catalogue does not pin.
+
+    Raises InputError for a source that is not there, has no text, or is repeated.
+    """
+    for source in sources:
         check_evaluation_source(source)
-    if spec.calibration is not None:
-        lengths["seq_len"] = spec.calibration.seq_len
-        if spec.calibration.tokens_sha256 is None:
-            resolve_source(spec.calibration.source)
-    check_lengths(ref, lengths)
+    names = tuple(resolve_source(source) for source in sources)
+    hashes = tuple(source_hash(name) for name in names)
+    try:
+        return Evaluation(sources=names, source_hashes=hashes if any(hashes) else None, **lengths)
+    except ValidationError as error:
+        raise InputError("bad evaluation:\n" + problem_lines(error)) from error
+
+
+def check_specs(specs: Iterable[RunSpec], ref: ModelRef) -> None:
+    """Raise InputError unless the specifications mean this model, their texts are there, unchanged, and windows fit."""
+    texts: dict[str, str | None] = {}
+    for spec in specs:
+        if (spec.model, spec.model_hash) != (ref.name, ref.content_hash()):
+            raise InputError(
+                f"the run was specified for model {spec.model!r} with content hash {_short(spec.model_hash)}, but "
+                f"{ref.name!r} with {_short(ref.content_hash())} was given. Has the model changed? A specification "
+                "takes `model` and `model_hash` from the `name` and `content_hash()` of `resolve_model`."
+            )
+        evaluation, text = spec.evaluation, spec.calibration
+        lengths = {"evaluation seq_len": evaluation.seq_len} if evaluation.sources else {}
+        pinned = evaluation.source_hashes or (None,) * len(evaluation.sources)
+        for source, pin in zip(evaluation.sources, pinned, strict=True):
+            check_evaluation_source(source)
+            _check_text(source, pin, texts)
+        if text is not None:
+            lengths["seq_len"] = text.seq_len
+            if text.tokens_sha256 is None:
+                _check_text(text.source, text.source_hash, texts)
+        check_lengths(ref, lengths)
+
+
+def _check_text(source: str, pin: str | None, texts: dict[str, str | None]) -> None:
+    """Raise InputError unless the text of a source has the hash that a specification names; `texts` keeps hashes."""
+    if source not in texts:
+        texts[source] = source_hash(source)
+    if texts[source] != pin:
+        raise InputError(
+            f"source {source!r}: its documents have the hash {_short(texts[source])}, but the run was specified with "
+            f"{_short(pin)}. Has the text changed? A specification takes its hash from `source_hash`."
+        )
+
+
+def _short(sha256: str | None) -> str:
+    return "none" if sha256 is None else f"{sha256[:12]}…"
 
 
 def check_lengths(ref: ModelRef, lengths: Mapping[str, int]) -> None:
@@ -42,6 +85,9 @@ def check_new_directory(path: Path) -> None:
     """Raise InputError unless `path` can be made and is not yet in use by something else."""
     if path.exists() and not path.is_dir():
         raise InputError(f"output {path} is a file; name a directory.")
-    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
+    if path.is_dir() and any(path.iterdir()) and not (path / "record.json").is_file():
         raise InputError(f"output {path} holds other files; name a new directory, or an earlier output to replace.")
-    check_writable(path)
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise InputError(f"cannot write to {path}: {existing} is a file. Choose a folder you can write to.")
+    check_writable(existing)  # which makes nothing: a run that fails leaves no empty folder

@@ -1,8 +1,12 @@
 """One progress bar for everything that takes more than a few seconds."""
 
+import warnings
 from typing import Any
 
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
+
+# Bars are text everywhere, in notebooks too; that a library would have preferred a widget is no news to a reader.
+warnings.filterwarnings("ignore", message="IProgress not found", category=TqdmWarning)
 
 
 def bar(total: int | None, desc: str, unit: str = "it", *, initial: int = 0, shown: bool = True) -> "tqdm[Any]":

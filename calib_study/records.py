@@ -5,26 +5,30 @@ processes can share a folder, a killed run loses only what it was computing, and
 """
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from calib_study import paths
-from calib_study.errors import InputError, StudyError
+from calib_study.errors import StudyError
 from calib_study.specs import Frozen, RunSpec, problem_lines
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
-CACHE_RECORDS = "records"
 
 
-class Metric(Frozen):
+class Part(Frozen):
+    """Base of all parts of a record: types are exact, so that no number is kept as text."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Metric(Part):
     """One measured number.
 
     Attributes:
@@ -43,7 +47,7 @@ class Metric(Frozen):
     items: tuple[float, ...] = ()
 
 
-class Stage(Frozen):
+class Stage(Part):
     """Cost of one part of a run: seconds of wall time, and the process's peak memory so far in MB (10^6 bytes)."""
 
     name: str
@@ -51,7 +55,7 @@ class Stage(Frozen):
     peak_memory_mb: float | None
 
 
-class CalibrationFacts(Frozen):
+class CalibrationFacts(Part):
     """What the calibration text turned out to be."""
 
     tokens_sha256: str
@@ -59,14 +63,14 @@ class CalibrationFacts(Frozen):
     n_documents: int
 
 
-class SparsityFacts(Frozen):
+class SparsityFacts(Part):
     """Achieved sparsity: fraction of exact zeros over all block linears, and of each."""
 
     overall: float
     per_layer: dict[str, float]
 
 
-class Environment(Frozen):
+class Environment(Part):
     """Where a record was computed. Two environments that differ may differ in the last digits of a metric."""
 
     versions: dict[str, str]
@@ -80,7 +84,7 @@ class Environment(Frozen):
     git_dirty: bool | None
 
 
-class Record(Frozen):
+class Record(Part):
     """One finished run."""
 
     schema_version: Literal[1] = 1
@@ -102,10 +106,7 @@ class Record(Frozen):
         raise StudyError(f"record {self.run_id} has no {name} on {dataset}.")
 
     def to_json(self) -> str:
-        """Return the record as JSON text. Raises StudyError for a number that is not finite."""
-        for metric in self.metrics:
-            if not math.isfinite(metric.value):
-                raise StudyError(f"{metric.name} on {metric.dataset} is {metric.value}; such a record is not kept.")
+        """Return the record as JSON text, numbers to the last bit."""
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -113,17 +114,25 @@ def parse_record(text: str, name: str) -> Record:
     """Return the record in a JSON text. Raises StudyError saying what is wrong with the file called `name`."""
     try:
         fields = json.loads(text)
-        if isinstance(fields, dict) and fields.get("schema_version") not in (None, SCHEMA_VERSION):
-            raise StudyError(f"{name}: written by another version (schema {fields['schema_version']!r}).")
-        record = Record.model_validate(fields)
-    except (ValidationError, InputError) as error:
-        lines = problem_lines(error) if isinstance(error, ValidationError) else str(error)
-        raise StudyError(f"{name}: not a record of this study:\n{lines}") from error
     except ValueError as error:
         raise StudyError(f"{name}: not JSON; perhaps the file is truncated ({error}).") from error
+    if isinstance(fields, dict) and fields.get("schema_version") not in (None, SCHEMA_VERSION):
+        raise StudyError(f"{name}: written by another version of calib-study (schema {fields['schema_version']!r}).")
+    try:
+        record = Record.model_validate_json(text)
+    except ValidationError as error:
+        raise StudyError(f"{name}: not a record of this study:\n{problem_lines(error)}") from error
     if record.spec.run_id != record.run_id or name != f"{record.run_id}.json":
         raise StudyError(f"{name}: its specification has run_id {record.spec.run_id}; it was changed or renamed.")
     return record
+
+
+def read_record(file: Path) -> Record:
+    """Return the record in a file. Raises StudyError if it is none."""
+    try:
+        return parse_record(file.read_text(encoding="utf-8"), file.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{file.name}: cannot be read ({error}).") from error
 
 
 class Store:
@@ -135,15 +144,18 @@ class Store:
 
     @classmethod
     def default(cls) -> "Store":
-        """Return the store of published records and of those computed here, which go to the cache."""
-        return cls(paths.cache_dir() / CACHE_RECORDS, [paths.results_dir()])
+        """Return the store of published records and of those computed here, which go to `paths.records_dir()`."""
+        return cls(paths.records_dir(), [paths.results_dir()])
 
     def get(self, run_id: str) -> Record | None:
         """Return the record of that run, or None. Raises StudyError if its file is damaged."""
         for folder in self.read_dirs:
             file = folder / f"{run_id}.json"
-            if file.is_file():
-                return parse_record(file.read_text(encoding="utf-8"), file.name)
+            if file.exists():
+                try:
+                    return read_record(file)
+                except StudyError as error:
+                    raise StudyError(f"{error}\nTo compute this run again, remove {file}") from error
         return None
 
     def put(self, record: Record) -> Path:
@@ -167,9 +179,9 @@ class Store:
         for folder in self.read_dirs:
             for file in sorted(folder.glob("*.json")):
                 try:
-                    records.setdefault(file.stem, parse_record(file.read_text(encoding="utf-8"), file.name))
-                except (StudyError, UnicodeDecodeError, OSError) as error:
-                    problems.append(f"{file}: {error}")
+                    records.setdefault(file.stem, read_record(file))
+                except StudyError as error:
+                    problems.append(f"{folder}: {error}")
         return [records[run_id] for run_id in sorted(records)], problems
 
 

@@ -15,7 +15,7 @@ def magnitude(weight: Tensor) -> Tensor:
     >>> magnitude(torch.tensor([[4.0, -3.0]]))
     tensor([[4., 3.]])
     """
-    return weight.abs().float()
+    return weight.detach().abs().float()
 
 
 def wanda(weight: Tensor, input_norms: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def wanda(weight: Tensor, input_norms: Tensor) -> Tensor:
     >>> wanda(torch.tensor([[4.0, -3.0, 2.0, 1.0]]), torch.tensor([1.0, 2.0, 8.0, 8.0]))
     tensor([[ 4.,  6., 16.,  8.]])
     """
-    return weight.abs().float() * input_norms.float()
+    return weight.detach().abs().float() * input_norms.float()
 
 
 def random(weight: Tensor, layer: str, seed: int) -> Tensor:

@@ -2,23 +2,44 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+import math
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
-from calib_study.errors import InputError
-from calib_study.methods import Pattern, method_named
+from calib_study.errors import InputError, StudyError
+from calib_study.methods import METHODS, Pattern, method_named
 
 Policy = Literal["document", "packed"]
 DType = Literal["float32", "bfloat16"]
 Schedule = Literal["block"]
 
 
+def problem(message: str) -> PydanticCustomError:
+    """Return the error to raise inside a validator, so that pydantic lists it beside the others it finds."""
+    return PydanticCustomError("study", "{message}", {"message": message})
+
+
+def passing(check: Callable[[str], Any]) -> AfterValidator:
+    """Return the validator of a field whose value `check` refuses by raising a StudyError."""
+
+    def validator(value: str) -> str:
+        try:
+            check(value)
+        except StudyError as error:
+            raise problem(str(error)) from error
+        return value
+
+    return AfterValidator(validator)
+
+
 class Frozen(BaseModel):
     """Base of all parts of a specification: no unknown field, no later change, no NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
 class Calibration(Frozen):
@@ -37,11 +58,30 @@ class Calibration(Frozen):
 
 
 class Evaluation(Frozen):
-    """What is measured: perplexity on held-out text of these sources, in windows of `seq_len` tokens."""
+    """What is measured: perplexity on held-out text of these sources, in windows of `seq_len` tokens.
+
+    `source_hashes`, one for each source, pin texts of the user's; None where the catalogue does, and as a whole if
+    it pins them all. `preflight.evaluation_of` fills them.
+    """
 
     sources: tuple[str, ...] = ("c4", "wikipedia", "code", "instruct")
     seq_len: int = Field(default=512, ge=8)
     n_windows: int = Field(default=8, ge=1, description="windows of each source")
+    source_hashes: tuple[str | None, ...] | None = None
+
+    @field_validator("sources")
+    @classmethod
+    def _each_once(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(sources)) < len(sources):
+            raise problem("each text can be scored once only.")
+        return sources
+
+    @field_validator("source_hashes")
+    @classmethod
+    def _one_each(cls, hashes: tuple[str | None, ...] | None, info: ValidationInfo) -> tuple[str | None, ...] | None:
+        if hashes is not None and (len(hashes) != len(info.data.get("sources", hashes)) or not any(hashes)):
+            raise problem("give one for each source, with None for those of the catalogue; none if all are.")
+        return hashes
 
 
 class RunSpec(Frozen):
@@ -58,31 +98,36 @@ class RunSpec(Frozen):
 
     model: str
     model_hash: str | None = None
-    method: str
+    method: Annotated[str, passing(method_named)]
     sparsity: float = Field(ge=0, lt=1)
-    pattern: str = "unstructured"
+    pattern: Annotated[str, passing(Pattern.parse)] = "unstructured"
     schedule: Schedule = "block"
     calibration: Calibration | None = None
     seed: int = Field(default=0, ge=0)
     dtype: DType = "float32"
     evaluation: Evaluation = Evaluation()
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        method = method_named(self.method)
-        implied = Pattern.parse(self.pattern).sparsity
-        if self.method == "dense":
-            if self.sparsity != 0:
-                raise InputError(f"method 'dense' prunes nothing: sparsity 0 is meant, not {self.sparsity}.")
-        elif implied is not None and abs(implied - self.sparsity) > 1e-9:
-            raise InputError(
-                f"pattern {self.pattern!r} means sparsity {implied:g}, but sparsity {self.sparsity:g} was asked."
-            )
-        if method.needs_calibration and self.calibration is None:
-            raise InputError(f"method {self.method!r} needs calibration text: name a source.")
-        if not method.needs_calibration and self.calibration is not None:
-            raise InputError(f"method {self.method!r} uses no calibration text; leave the calibration out.")
-        return self
+    @field_validator("sparsity")
+    @classmethod
+    def _dense_is_whole(cls, sparsity: float, info: ValidationInfo) -> float:
+        if info.data.get("method") == "dense" and sparsity != 0:
+            raise problem("method 'dense' prunes nothing: sparsity 0 is meant.")
+        return sparsity
+
+    @field_validator("pattern")
+    @classmethod
+    def _implies_sparsity(cls, pattern: str, info: ValidationInfo) -> str:
+        return agreeing_pattern(pattern, info.data.get("sparsity"))
+
+    @field_validator("calibration")
+    @classmethod
+    def _as_needed(cls, calibration: Calibration | None, info: ValidationInfo) -> Calibration | None:
+        method = METHODS.get(info.data.get("method", ""))
+        if method and method.needs_calibration and calibration is None:
+            raise problem(f"method {method.name!r} needs calibration text: name a source.")
+        if method and not method.needs_calibration and calibration is not None:
+            raise problem(f"method {method.name!r} uses no calibration text; leave the calibration out.")
+        return calibration
 
     @property
     def run_id(self) -> str:
@@ -93,7 +138,7 @@ class RunSpec(Frozen):
     @property
     def title(self) -> str:
         """A few words for a progress bar or a table row."""
-        text = f" on {self.calibration.source}" if self.calibration else ""
+        text = f" on {PurePath(self.calibration.source).name}" if self.calibration else ""
         amount = "" if self.method == "dense" else f" {self.sparsity:g}"
         return f"{self.method}{amount}{text}, seed {self.seed}"
 
@@ -120,9 +165,7 @@ def make_spec(
     A method without data gets no calibration, and one without randomness gets seed 0, so that a grid over
     sources and seeds asks for its run once. Raises InputError listing every problem.
     """
-    needs = method_named(method)
-    if needs.needs_calibration and source is None:
-        raise InputError(f"method {method!r} needs calibration text: name a source.")
+    known = METHODS.get(method)  # an unknown name is reported below, with all other problems
     calibration = {
         "source": source,
         "policy": policy,
@@ -135,14 +178,33 @@ def make_spec(
         "model": model,
         "model_hash": model_hash,
         "method": method,
-        "sparsity": 0.0 if method == "dense" else sparsity,
+        "sparsity": 0.0 if method == "dense" else _exact(sparsity, pattern),
         "pattern": "unstructured" if method == "dense" else pattern,
-        "calibration": calibration if needs.needs_calibration else None,
-        "seed": seed if needs.needs_seed else 0,
+        "calibration": calibration if source is not None and (known is None or known.needs_calibration) else None,
+        "seed": seed if known is None or known.needs_seed else 0,
         "dtype": dtype,
         "evaluation": evaluation or Evaluation(),
     }
     return parse_spec(fields)
+
+
+def agreeing_pattern(pattern: str, sparsity: float | None) -> str:
+    """Return the pattern; in a validator, report it as a problem if it implies another sparsity (None: unknown)."""
+    implied = Pattern.parse(pattern).sparsity
+    if implied is not None and sparsity is not None and not math.isclose(implied, sparsity, abs_tol=1e-6):
+        raise problem(f"pattern {pattern!r} means sparsity {implied:g}, but sparsity {sparsity:g} was asked.")
+    return pattern
+
+
+def _exact(sparsity: float, pattern: str) -> float:
+    """Return the sparsity that an N:M pattern implies for one that was written with fewer digits: 0.666667 for 1:3."""
+    try:
+        implied = Pattern.parse(pattern).sparsity
+    except InputError:
+        return sparsity  # reported with all other problems
+    if implied is None or not isinstance(sparsity, int | float):
+        return sparsity
+    return implied if math.isclose(implied, sparsity, abs_tol=1e-6) else sparsity
 
 
 def parse_spec(fields: Mapping[str, Any]) -> RunSpec:
@@ -156,7 +218,8 @@ def parse_spec(fields: Mapping[str, Any]) -> RunSpec:
 def problem_lines(error: ValidationError) -> str:
     """Return one indented line for each problem that pydantic found: name, value, what is allowed."""
     lines = []
-    for problem in error.errors(include_url=False):
-        name = ".".join(str(part) for part in problem["loc"]) or "specification"
-        lines.append(f"  - {name} = {problem['input']!r}: {problem['msg']}")
+    for found in error.errors(include_url=False):
+        name = ".".join(str(part) for part in found["loc"]) or "specification"
+        value = f" = {found['input']!r}" if isinstance(found["input"], str | int | float | None) else ""
+        lines.append(f"  - {name}{value}: {found['msg']}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Running specifications: one, a grid of them, or stored ones again to check them.
+"""Running specifications: one, or a grid of them.
 
 `run_grid` is what notebooks call: it returns the records of a list of specifications, computing only those that
 the store does not have. Nothing else writes records.
@@ -7,7 +7,6 @@ the store does not have. Nothing else writes records.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +20,7 @@ from calib_study.methods import Pattern, method_named
 from calib_study.model_files import ModelRef, resolve_model
 from calib_study.models import DenseModel, load_model
 from calib_study.perplexity import perplexity
-from calib_study.preflight import check_spec
+from calib_study.preflight import check_specs
 from calib_study.progress import bar
 from calib_study.prune import Request, achieved_sparsity, prune_
 from calib_study.records import CalibrationFacts, Metric, Record, SparsityFacts, Stage, Store
@@ -126,6 +125,9 @@ class Laboratory:
 
     def run(self, spec: RunSpec, *, progress: bool = False) -> Record:
         """Prune and evaluate; return the record, which the caller stores. The model is left pruned."""
+        if (spec.model, spec.dtype) != (self.dense.ref.name, self.dtype):
+            loaded = f"{self.dense.ref.name} in {self.dtype}"
+            raise InputError(f"the run is of {spec.model} in {spec.dtype}, but {loaded} is loaded.")
         stages: list[Stage] = []
         with _timed("prune", stages, self.device):
             windows = self.prune(spec, progress=progress)
@@ -179,8 +181,7 @@ def run_grid(
     missing = {run_id: spec for run_id, spec in wanted.items() if store.get(run_id) is None}
     if missing:
         ref = _common_model(list(missing.values()), model)
-        for spec in missing.values():
-            check_spec(spec, ref)
+        check_specs(missing.values(), ref)
         _compute(missing, ref, device, store, progress)
     found = {run_id: store.get(run_id) for run_id in wanted}
     return [record for spec in specs if (record := found[spec.run_id]) is not None]
@@ -189,7 +190,8 @@ def run_grid(
 def _common_model(specs: list[RunSpec], model: str | None) -> ModelRef:
     names = {(spec.model, spec.dtype) for spec in specs}
     if len(names) > 1:
-        raise InputError(f"one grid, one model and dtype; got {sorted(names)}. Run a grid for each.")
+        got = ", ".join(f"{name} in {dtype}" for name, dtype in sorted(names))
+        raise InputError(f"one grid, one model and dtype; got {got}. Run a grid for each.")
     return resolve_model(model or specs[0].model)
 
 
@@ -227,72 +229,3 @@ def _claimed(lock: FileLock) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A stored number beside the same number computed again.
-
-    Attributes:
-        relative: |again - stored| / |stored|.
-        within: True if `relative` is at most the tolerance.
-    """
-
-    run_id: str
-    title: str
-    quantity: str
-    stored: float | str
-    again: float | str
-    relative: float
-    within: bool
-
-
-# Two bit-different but equivalent float32 libraries change about 0.04 % of Wanda's mask and 0.1 % of perplexity.
-RELATIVE_TOLERANCE = 0.005
-
-
-def verify(
-    records: Sequence[Record], *, device: str = "cpu", tolerance: float = RELATIVE_TOLERANCE, progress: bool = True
-) -> list[Comparison]:
-    """Compute stored runs again and return every number beside the stored one.
-
-    Token ids, weights and achieved sparsity must be the same exactly; metrics to the relative tolerance (on the
-    same kind of machine they are equal to the last bit).
-    """
-    comparisons: list[Comparison] = []
-    labs: dict[tuple[str, str], Laboratory] = {}
-    with bar(len(records), "recomputing", "run", shown=progress) as shown:
-        for record in records:
-            shown.set_postfix_str(record.spec.title)
-            key = (record.spec.model, record.spec.dtype)
-            if key not in labs:
-                labs = {key: Laboratory(resolve_model(key[0]), dtype=key[1], device=device)}
-            comparisons += compare(record, labs[key].run(record.spec), tolerance)
-            shown.update()
-    return comparisons
-
-
-def compare(stored: Record, again: Record, tolerance: float) -> list[Comparison]:
-    """Return each number of a stored record beside the same number of another record of that run."""
-    title = stored.spec.title
-    rows = [_exact(stored.run_id, title, "model", stored.model_sha256, again.model_sha256)]
-    if stored.calibration is not None and again.calibration is not None:
-        tokens = stored.calibration.tokens_sha256, again.calibration.tokens_sha256
-        rows.append(_exact(stored.run_id, title, "calibration tokens", *tokens))
-    sparsities = stored.sparsity.overall, again.sparsity.overall
-    rows.append(Comparison(stored.run_id, title, "sparsity", *sparsities, *_relative(*sparsities, 1e-9)))
-    for metric in stored.metrics:
-        values = metric.value, again.metric(metric.name, metric.dataset).value
-        quantity = f"{metric.name} on {metric.dataset}"
-        rows.append(Comparison(stored.run_id, title, quantity, *values, *_relative(*values, tolerance)))
-    return rows
-
-
-def _exact(run_id: str, title: str, quantity: str, stored: str, again: str) -> Comparison:
-    same = stored == again
-    return Comparison(run_id, title, quantity, stored[:12], again[:12], 0.0 if same else 1.0, same)
-
-
-def _relative(stored: float, again: float, tolerance: float) -> tuple[float, bool]:
-    difference = abs(again - stored) / abs(stored) if stored else abs(again - stored)
-    return difference, difference <= tolerance

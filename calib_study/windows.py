@@ -5,10 +5,13 @@ joins documents, with the end-of-text token between them, and cuts the stream.
 """
 
 import hashlib
+import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 Tokens = NDArray[np.int64]
 POLICIES = ("packed", "document")
 SEPARATOR = "<|endoftext|>"
+# What numpy raises for a file that is not, or no longer, one of its own.
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, MemoryError, TokenError, BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -121,14 +126,15 @@ def tokenized(documents: tuple[str, ...], tokenizer: "PreTrainedTokenizerBase") 
     fingerprint = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     key = hashlib.sha256(f"{fingerprint}:{content_hash(documents)}".encode()).hexdigest()[:24]
     file = paths.cache_dir() / "tokens" / f"{key}.npz"
-    if not file.is_file():
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            flat, ends = stored["ids"], stored["ends"]
+    except UNREADABLE:  # absent, or damaged: it is derived, so it is made again
         encoded = tokenizer(list(documents), add_special_tokens=False, return_attention_mask=False)["input_ids"]
         ends = np.cumsum([0] + [len(ids) for ids in encoded])
         flat = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded] or [np.zeros(0, np.int64)])
-        with paths.atomic_path(file) as part, part.open("wb") as stream:
-            np.savez(stream, ids=flat, ends=ends)
-    with np.load(file, allow_pickle=False) as stored:
-        flat, ends = stored["ids"], stored["ends"]
+        with paths.atomic_path(file) as part, part.open("wb") as output:
+            np.savez(output, ids=flat, ends=ends)
     return [flat[start:end] for start, end in pairwise(ends)]
 
 
@@ -147,12 +153,14 @@ def load_tokens(path: Path, *, vocab_size: int, n_samples: int | None = None, se
     if not path.is_file():
         raise InputError(f"calibration tokens {path}: no such file.")
     try:
-        tokens = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with path.open("rb") as stream:
+            tokens: Tokens = np.lib.format.read_array(stream, allow_pickle=False)
+    except UNREADABLE as error:
         raise InputError(f"calibration tokens {path}: not a .npy file of numbers ({error}).") from error
-    if not isinstance(tokens, np.ndarray) or tokens.dtype != np.int64 or tokens.ndim != 2:
-        kind = f"{tokens.dtype} {tokens.shape}" if isinstance(tokens, np.ndarray) else "an archive of arrays"
-        raise InputError(f"calibration tokens {path}: expected int64 (n_samples, seq_len), got {kind}.")
+    if tokens.dtype != np.int64 or tokens.ndim != 2:
+        raise InputError(
+            f"calibration tokens {path}: expected int64 (n_samples, seq_len), got {tokens.dtype} {tokens.shape}."
+        )
     asked = (n_samples or tokens.shape[0], seq_len or tokens.shape[1])
     if tokens.shape != asked or tokens.size == 0:
         raise InputError(f"calibration tokens {path}: shape {tokens.shape}, but {asked} was asked.")

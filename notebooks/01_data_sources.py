@@ -85,27 +85,34 @@ print(f"{len(records)} records; {frame['n'].iloc[0]:,} tokens scored on each hel
 # %% tags=["hide-input"]
 checked, check_seed = verification.spot_check(records, cfg.n_spot_checks, device=cfg.device)
 assert checked["agrees"].all(), checked[~checked["agrees"]]
-display(checked if len(checked) else Markdown("*No published record was asked to be recomputed in this run.*"))
+if len(checked):
+    display(
+        Markdown(f"All {len(checked)} numbers of these records agree (sample seed {check_seed}). The perplexities:")
+    )
+    display(checked[checked["quantity"].str.startswith("perplexity")].set_index("run"))
+else:
+    display(Markdown("*No published record was asked to be recomputed in this run.*"))
 
 # %% [markdown]
 # ## Perplexity, text by text
 #
 # Each panel is one held-out text. A faint point is one draw of calibration windows; the larger mark is the mean over
-# draws with its 95 % interval. The dashed line is the dense model.
+# draws with its 95 % interval. The dense model, in grey, and magnitude pruning, in black, stand beside them; an arrow
+# says that they lie outside.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Perplexity on held-out text after Wanda pruning, by source of the calibration text. Points: single seeds. Marks: geometric mean over seeds with Student's 95 % interval. Grey dashed line: dense model. Lower is better.", "name": "fig-perplexity-by-source"}, "image": {"alt": "Dot plot with one panel for each held-out text. Rows are calibration sources; the text below the figure gives the values."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Perplexity on held-out text after Wanda pruning, by source of the calibration text. Points: single seeds. Marks: geometric mean over seeds with Student's 95 % interval. Grey: the dense model; black: magnitude pruning. Lower is better.", "name": "fig-perplexity-by-source"}, "image": {"alt": "Dot plot with one panel for each held-out text. Rows are calibration sources; the text below the figure gives the values."}}
 ppl = frame[frame["metric"] == "perplexity"]
 calibrated = cfg.methods[-1]
 intervals = frames.interval_table(ppl, ["method", "source", "dataset"], log=True)
 figures.fig_perplexity_by_source(ppl, intervals, method=calibrated)
 
 # %% tags=["hide-input"]
-display(Markdown(figures.describe_perplexity_by_source(intervals, method=calibrated)))
+display(Markdown("*In words.* " + figures.describe_perplexity_by_source(intervals, method=calibrated)))
 shown = intervals.assign(source=intervals["source"].fillna("(none)"))
 shown.pivot_table(index=["method", "source"], columns="dataset", values="mean", sort=False).round(2)
 
 # %% [markdown]
-# ## Every text is best at home
+# ## Is every text best at home?
 #
 # The same numbers as a table of disadvantage: how much higher the perplexity on one held-out text (column) is with
 # one calibration text (row) than with the best text for that column.
@@ -115,7 +122,7 @@ advantage = frames.advantage_table(frame, calibrated)
 figures.fig_own_text_advantage(advantage)
 
 # %% tags=["hide-input"]
-Markdown(figures.describe_own_text_advantage(advantage))
+Markdown("*In words.* " + figures.describe_own_text_advantage(advantage))
 
 # %% [markdown]
 # ## Rule 1: sources against draws from one source
@@ -135,7 +142,7 @@ means = values[:, -1].mean(axis=1)
 best, worst = texts[means.argmin()], texts[means.argmax()]
 without_worst = sorted(means)[-2] - means.min()
 Markdown(
-    f"{figures.describe_same_source_null(null)} Best is **{best}**, worst **{worst}**; without {worst} the range would "
+    f"*In words.* {figures.describe_same_source_null(null)} Best is **{best}**, worst **{worst}**; without {worst} the range would "
     f"be {without_worst:.3f} instead of {null.observed:.3f} nats per token."
 )
 
@@ -155,7 +162,7 @@ by_method = values[:, 0].mean(axis=0) - values[:, -1].mean(axis=0)
 gap = statistics.mean_interval(by_method)
 difference = statistics.paired_difference(by_source, by_method)
 Markdown(
-    f"{figures.describe_variance_shares(shares)} In nats per token: worst minus best source "
+    f"*In words.* {figures.describe_variance_shares(shares)} In nats per token: worst minus best source "
     f"{verdicts.text_of(statistics.mean_interval(by_source))}, {cfg.methods[0]} minus {calibrated} "
     f"{verdicts.text_of(gap)}, source minus method {verdicts.text_of(difference)}."
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_study import tiny_model_directory, tiny_source
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from calib_study.model_files import resolve_model
@@ -45,3 +46,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """An empty cache folder for one test."""
     monkeypatch.setenv("CALIB_STUDY_CACHE", str(tmp_path / "cache"))
     yield tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A user's own model directory and own text file, for runs that take milliseconds. Read only."""
+    folder = tmp_path_factory.mktemp("own")
+    return tiny_model_directory(folder / "tiny"), tiny_source(folder / "own.txt")

@@ -1,0 +1,263 @@
+"""Parameters of notebooks: what is wrong is said at once, all of it, before anything slow is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_study import tiny_model_directory, tiny_source
+
+from calib_study.errors import InputError
+from calib_study.methods import METHODS
+from calib_study.notebooks import notebooks_dir, parameter_defaults, profile_parameters
+from calib_study.parameters import SCHEMAS, DataSources, check, validate
+from calib_study.records import Store, to_frame
+from calib_study.study import run_grid
+
+Files = tuple[Path, Path]
+CHAPTER = "01_data_sources"
+DEFAULTS = parameter_defaults(notebooks_dir() / f"{CHAPTER}.py")
+
+# For each bad value how the line that names it begins.
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "name": ({"sparsty": 0.5}, "unknown parameter 'sparsty'. Did you mean 'sparsity'?"),
+    "model": (
+        {"model": "smollm2-135"},
+        "model = 'smollm2-135': unknown model 'smollm2-135'. Did you mean 'smollm2-135m'?",
+    ),
+    "source": (
+        {"sources": ["c4", "wikipeda"]},
+        "sources.1 = 'wikipeda': unknown source 'wikipeda'. Did you mean 'wikipedia'",
+    ),
+    "source file": (
+        {"sources": ["c4", "no/such.txt"]},
+        "sources.1 = 'no/such.txt': source 'no/such.txt': there is no such file",
+    ),
+    "one source": ({"sources": ["c4"]}, "sources: at least two texts are needed to compare them"),
+    "one text": (
+        {"sources": ["c4", "random"]},
+        "sources: at least two texts are needed to compare them; 'random' is none.",
+    ),
+    "no source": ({"sources": []}, "sources: at least two texts are needed"),
+    "repeated source": ({"sources": ["c4", "code", "c4"]}, "sources: each can be named once only; repeated: c4."),
+    "source no list": ({"sources": "c4"}, "sources = 'c4': Input should be a valid list"),
+    "method": ({"methods": ["magnitude", "wnda"]}, "methods.1 = 'wnda': unknown method 'wnda'. Did you mean 'wanda'?"),
+    "dense": ({"methods": ["dense", "wanda"]}, "methods: leave 'dense' out; it is always run as the reference."),
+    "one method": ({"methods": ["wanda"]}, "methods: at least two are needed"),
+    "order of methods": (
+        {"methods": ["wanda", "magnitude"]},
+        "methods: the last must be one that uses calibration text",
+    ),
+    "repeated method": ({"methods": ["wanda", "wanda"]}, "methods: each can be named once only; repeated: wanda."),
+    "sparsity": ({"sparsity": 1.5}, "sparsity = 1.5: Input should be less than 1"),
+    "no sparsity": ({"sparsity": 0}, "sparsity = 0: Input should be greater than 0"),
+    "sparsity type": ({"sparsity": "half"}, "sparsity = 'half': Input should be a valid number"),
+    "sparsity NaN": ({"sparsity": float("nan")}, "sparsity = nan: Input should be a finite number"),
+    "pattern": (
+        {"pattern": "3:2"},
+        "pattern = '3:2': pattern '3:2': N:M keeps N weights of every M, so 0 < N < M is needed.",
+    ),
+    "pattern and sparsity": (
+        {"pattern": "1:4"},
+        "pattern = '1:4': pattern '1:4' means sparsity 0.75, but sparsity 0.5 was asked.",
+    ),
+    "policy": ({"policy": "packet"}, "policy = 'packet': Input should be 'document' or 'packed'"),
+    "n_samples": ({"n_samples": 0}, "n_samples = 0: Input should be greater than or equal to 1"),
+    "n_samples type": ({"n_samples": 2.5}, "n_samples = 2.5: Input should be a valid integer"),
+    "seq_len": (
+        {"seq_len": 8193},
+        "seq_len = 8193: seq_len 8,193 is longer than the context of smollm2-135m: 8,192 tokens.",
+    ),
+    "short seq_len": ({"seq_len": 7}, "seq_len = 7: Input should be greater than or equal to 8"),
+    "n_seeds": ({"n_seeds": 2}, "n_seeds = 2: Input should be greater than or equal to 3"),
+    "dtype": ({"dtype": "float16"}, "dtype = 'float16': Input should be 'float32', 'bfloat16' or 'auto'"),
+    "device": ({"device": 0}, "device = 0: Input should be a valid string"),
+    "eval_sources": (
+        {"eval_sources": ["c4", "wiki"]},
+        "eval_sources.1 = 'wiki': unknown source 'wiki'. Did you mean 'wikipedia'",
+    ),
+    "eval random": ({"eval_sources": ["random"]}, "eval_sources.0 = 'random': 'random' has no text to be scored on"),
+    "eval repeated": ({"eval_sources": ["c4", "c4"]}, "eval_sources: each can be named once only; repeated: c4."),
+    "eval none": ({"eval_sources": []}, "eval_sources: List should have at least 1 item"),
+    "eval_seq_len": (
+        {"eval_seq_len": 10**6},
+        "eval_seq_len = 1000000: eval_seq_len 1,000,000 is longer than the context",
+    ),
+    "eval_windows": ({"eval_windows": 0}, "eval_windows = 0: Input should be greater than or equal to 1"),
+    "n_spot_checks": ({"n_spot_checks": -1}, "n_spot_checks = -1: Input should be greater than or equal to 0"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_value_is_named(kind: str) -> None:
+    given, line = BAD[kind]
+    with pytest.raises(InputError) as raised:
+        validate(CHAPTER, DEFAULTS | given)
+    first, *problems = str(raised.value).splitlines()
+    assert first == f"bad parameters for {CHAPTER}:"
+    assert len(problems) == 1 and problems[0].startswith(f"  - {line}")
+
+
+TOGETHER = (
+    "name",
+    "source",
+    "method",
+    "sparsity",
+    "pattern",
+    "policy",
+    "n_samples",
+    "seq_len",
+    "n_seeds",
+    "eval random",
+)
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    given = {key: value for kind in TOGETHER for key, value in BAD[kind][0].items()}
+    with pytest.raises(InputError) as raised:
+        validate(CHAPTER, DEFAULTS | given)
+    problems = str(raised.value).splitlines()[1:]
+    assert len(problems) == len(TOGETHER)
+    for kind, problem in zip(TOGETHER, problems, strict=True):
+        assert problem.startswith(f"  - {BAD[kind][1]}")
+
+
+def test_a_missing_parameter_is_a_problem() -> None:
+    with pytest.raises(InputError, match="n_seeds: Field required"):
+        validate(CHAPTER, {name: value for name, value in DEFAULTS.items() if name != "n_seeds"})
+
+
+def test_an_unknown_notebook_has_near_matches() -> None:
+    with pytest.raises(InputError, match=r"unknown notebook '01_data_source'\. Did you mean '01_data_sources'"):
+        validate("01_data_source", {})
+
+
+def test_numbers_may_come_as_text_from_a_command_line() -> None:
+    checked = validate(CHAPTER, DEFAULTS | {"sparsity": "0.6", "n_seeds": "4"})
+    assert isinstance(checked, DataSources) and (checked.sparsity, checked.n_seeds) == (0.6, 4)
+
+
+def test_a_bad_request_imports_no_torch() -> None:
+    """In a process of its own, with everything wrong at once; and so for a good request."""
+    given = {key: value for kind in TOGETHER for key, value in BAD[kind][0].items()}
+    code = (
+        "import sys\nfrom calib_study.errors import InputError\nfrom calib_study.parameters import validate\n"
+        f"validate({CHAPTER!r}, {DEFAULTS!r})\n"
+        f"try:\n    validate({CHAPTER!r}, {DEFAULTS | given!r})\n"
+        "except InputError as error:\n    print(error.exit_code)\n"
+        "print(sorted({'torch', 'transformers', 'pandas', 'matplotlib', 'papermill'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n") == ["2", "[]", ""], done.stderr
+
+
+# --- in a notebook ----------------------------------------------------------------------------------------
+
+
+def notebook(**names: Any) -> dict[str, Any]:
+    """Return the globals of a notebook at its check."""
+    kernel = {"In": [""], "Out": {}, "_": "", "__name__": "__main__", "Path": Path, "sys": sys, "check": check}
+    return {**kernel, "PAPERMILL_INPUT_PATH": "x.ipynb", **DEFAULTS, **names}
+
+
+def test_names_of_the_kernel_are_no_parameters() -> None:
+    assert check(CHAPTER, notebook()) == validate(CHAPTER, DEFAULTS)
+
+
+def test_a_mistyped_name_that_papermill_injects_is_found() -> None:
+    with pytest.raises(InputError, match=r"unknown parameter 'n_seed'\. Did you mean 'n_seeds'"):
+        check(CHAPTER, notebook(n_seed=7))
+    with pytest.raises(InputError, match="unknown parameter 'cfg2'"):
+        check(CHAPTER, notebook(cfg2=7))
+
+
+def test_a_notebook_can_be_run_again_in_the_same_kernel() -> None:
+    first = notebook()
+    first["cfg"] = check(CHAPTER, first)
+    later = first | {"texts": ["c4"], "best": "c4", "n_seeds": 4}
+    assert check(CHAPTER, later).n_seeds == 4
+    with pytest.raises(InputError, match="n_seeds = 2"):
+        check(CHAPTER, later | {"n_seeds": 2})
+
+
+def test_every_schema_forbids_unknown_names_and_changes() -> None:
+    for schema in SCHEMAS.values():
+        assert schema.model_config["extra"] == "forbid" and schema.model_config["frozen"]
+
+
+# --- the grid ---------------------------------------------------------------------------------------------
+
+
+def test_the_grid_of_the_published_chapter() -> None:
+    """A run for each source and seed of Wanda, one of each other method, the dense one; stored ones keep their ids."""
+    published = validate(CHAPTER, DEFAULTS | profile_parameters(CHAPTER, "published"))
+    assert isinstance(published, DataSources)
+    specs = published.specs()
+    n_calibrated = len(published.sources) * published.n_seeds
+    assert len(specs) == len({spec.run_id for spec in specs}) == n_calibrated + len(published.methods)
+    assert {"17dcf68a320b8834", "3cd5c01a0b4347bf", "db7e8bc514df815c"} <= {spec.run_id for spec in specs}
+    assert specs[0].method == "dense"
+    assert all(spec.model_hash is None and spec.evaluation.source_hashes is None for spec in specs)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("dense", "wanda")])
+def test_methods_without_data_are_run_once_for_all_sources(method: str) -> None:
+    chapter = validate(CHAPTER, DEFAULTS | {"methods": [method, "wanda"]})
+    assert isinstance(chapter, DataSources)
+    runs = [spec for spec in chapter.specs() if spec.method == method]
+    assert len(runs) == (chapter.n_seeds if METHODS[method].needs_seed else 1)
+
+
+def test_auto_means_a_dtype() -> None:
+    chapter = validate(CHAPTER, DEFAULTS | {"dtype": "auto"})
+    assert isinstance(chapter, DataSources)
+    [dtype] = {spec.dtype for spec in chapter.specs()}
+    assert dtype in ("float32", "bfloat16")
+    chapter = validate(CHAPTER, DEFAULTS | {"dtype": "auto", "device": "gpu"})
+    assert isinstance(chapter, DataSources)
+    with pytest.raises(InputError, match="device 'gpu' is not on this machine"):
+        chapter.specs()
+
+
+@pytest.mark.tiny
+def test_a_model_and_texts_of_ones_own(
+    tmp_path: Path, tiny_files: Files, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_source(tmp_path / "one.txt")
+    tiny_source(tmp_path / "other.txt", seed=1)
+    monkeypatch.chdir(tmp_path)
+    own = {"sources": ["one.txt", "./other.txt", "random"], "eval_sources": ["one.txt"], "model": str(tiny_files[0])}
+    small = {"n_samples": 4, "seq_len": 16, "eval_seq_len": 16, "eval_windows": 4}
+    chapter = validate(CHAPTER, DEFAULTS | own | small)
+    assert isinstance(chapter, DataSources)
+    assert chapter.sources == [str(tmp_path / "one.txt"), str(tmp_path / "other.txt"), "random"]
+    specs = chapter.specs()
+    records = run_grid(specs, model=chapter.model, store=Store(tmp_path / "store"), progress=False)
+    assert len(records) == 1 + 1 + 3 * 3
+    assert {(spec.model, spec.model_hash) for spec in specs} == {("tiny", specs[0].model_hash)} and specs[0].model_hash
+    frame = to_frame(records)
+    assert set(frame["source"].dropna()) == set(chapter.sources)
+    hashes = {spec.calibration.source: spec.calibration.source_hash for spec in specs if spec.calibration}
+    assert hashes["random"] is None and len(set(hashes.values())) == 3
+    tiny_source(tmp_path / "one.txt", seed=2)  # another text under the same name: no run is the same
+    again = chapter.specs()
+    assert not {spec.run_id for spec in again} & {spec.run_id for spec in specs}
+
+
+@pytest.mark.parametrize("same", ["one.txt", "./one.txt", "sub/../one.txt"])
+def test_a_text_named_in_two_ways_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: str) -> None:
+    tiny_source(tmp_path / "one.txt")
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="each can be named once only"):
+        validate(CHAPTER, DEFAULTS | {"sources": ["one.txt", same]})
+
+
+@pytest.mark.tiny
+def test_windows_fit_the_users_own_model(tmp_path: Path) -> None:
+    model = tiny_model_directory(tmp_path / "short")
+    with pytest.raises(InputError) as raised:
+        validate(CHAPTER, DEFAULTS | {"model": str(model)})
+    assert "seq_len 128 is longer than the context of short: 64 tokens" in str(raised.value)
+    assert "eval_seq_len 256 is longer than the context of short: 64 tokens" in str(raised.value)
