@@ -83,7 +83,7 @@ print(f"{len(records)} records; {frame['n'].iloc[0]:,} tokens scored on each hel
 # chosen at random when the book was built, on the machine that built it:
 
 # %% tags=["hide-input"]
-checked, check_seed = verification.spot_check(records, cfg.n_spot_checks, device=cfg.device)
+checked, check_seed = verification.spot_check(records, cfg.n_spot_checks, model=cfg.model, device=cfg.device)
 assert checked["agrees"].all(), checked[~checked["agrees"]]
 if len(checked):
     display(
