@@ -209,8 +209,8 @@ def _hub_config(name: str) -> Path:
 
 
 def converted_dir(name: str) -> Path:
-    """Return where a packaged model's safetensors copy lies, or will lie."""
-    return paths.cache_dir() / "models" / name
+    """Return where a packaged model's safetensors copy lies, or will lie: another folder for another pinned file."""
+    return paths.cache_dir() / "models" / f"{name}-{load_catalogue().models[name].sha256[:8]}"
 
 
 def is_converted(name: str) -> bool:

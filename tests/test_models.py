@@ -207,7 +207,7 @@ def test_a_packaged_model_is_converted_once_and_exactly(packaged: list[Path], tm
     assert {file: file.stat().st_mtime_ns for file in target.iterdir()} == stamps
     assert converted.weights_sha256() == load(write_tiny_gguf(tmp_path / "again.gguf")).weights_sha256()
     assert converted.tokenizer("abba")["input_ids"] == [len(TOKENS) - 1, 98 - 32, 97 - 32]
-    assert {file.name for file in target.parent.iterdir()} == {NAME, f"{NAME}.lock"}
+    assert {file.name for file in target.parent.iterdir()} == {target.name, f"{NAME}.lock"}
 
 
 @pytest.mark.parametrize("stage", ["unpacking", "saving"])
