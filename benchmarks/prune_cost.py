@@ -13,11 +13,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from calib_study import masks, prune, scores
+from calib_study import masks, prune, scores, walk
+from calib_study.layers import all_layers
 from calib_study.matmul import select_float32_matmul
 from calib_study.methods import METHODS, Pattern
 from calib_study.model_files import resolve_model
-from calib_study.models import all_linears, load_model
+from calib_study.models import load_model
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -29,7 +30,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 def forward(model: torch.nn.Module, tokens: np.ndarray) -> None:
     """Pass all windows through the decoder blocks, a few at a time, as the walk does."""
-    per_call = max(1, prune.TOKENS_PER_CALL // tokens.shape[1])
+    per_call = max(1, walk.TOKENS_PER_CALL // tokens.shape[1])
     with torch.no_grad():
         for batch in torch.from_numpy(tokens).split(per_call):
             model.model(batch, use_cache=False)
@@ -37,9 +38,9 @@ def forward(model: torch.nn.Module, tokens: np.ndarray) -> None:
 
 def masks_only(model: torch.nn.Module) -> None:
     """Compute every mask of the model from given statistics: the arithmetic without the forwards."""
-    for linear in all_linears(model).values():
-        norms = torch.ones(linear.in_features)
-        masks.removed_by(scores.wanda(linear.weight, norms), 0.5, Pattern(), "row")
+    for layer in all_layers(model).values():
+        norms = torch.ones(layer.d_in)
+        masks.removed_by(scores.wanda(layer.weight(), norms), 0.5, Pattern(), "row")
 
 
 def main() -> None:
@@ -57,16 +58,16 @@ def main() -> None:
 
     default = min(cpu_seconds(lambda: forward(dense.model, tokens)) for _ in range(options.repeats))
     library = select_float32_matmul()
-    floor, walk, arithmetic = [], [], []
+    floor, whole, arithmetic = [], [], []
     for _ in range(options.repeats):
         dense.restore()
         floor.append(cpu_seconds(lambda: forward(dense.model, tokens)))
         arithmetic.append(cpu_seconds(lambda: masks_only(dense.model)))
-        walk.append(cpu_seconds(lambda: prune.prune_(dense.model, wanda, tokens, progress=False)))
+        whole.append(cpu_seconds(lambda: prune.prune_(dense.model, wanda, tokens, progress=False)))
     print(f"{options.n_samples} x {options.seq_len} tokens, float32, {options.threads} thread(s)")
     print(f"{'one forward, torch default':<38}{default:8.1f} CPU s")
     print(f"{'one forward, ' + library:<38}{min(floor):8.1f} CPU s")
-    print(f"{'Wanda, block schedule':<38}{min(walk):8.1f} CPU s = {min(walk) / min(floor):.2f} forwards")
+    print(f"{'Wanda, block schedule':<38}{min(whole):8.1f} CPU s = {min(whole) / min(floor):.2f} forwards")
     print(f"{'  of which masks':<38}{min(arithmetic):8.1f} CPU s")
 
 

@@ -121,6 +121,13 @@ _LISTERS: dict[str, Callable[[], list[tuple[str, str]]]] = {
 @click.option("--method", required=True, help="See `calib-study list methods`.")
 @click.option("--sparsity", type=float, help="Fraction of zeros in [0, 1); N:M patterns imply it.")
 @click.option("--pattern", default="unstructured", show_default=True, help="unstructured, or N:M with N kept.")
+@click.option("--schedule", default="block", show_default=True, help="block, sequential or dense statistics.")
+@click.option(
+    "--option", "pairs", type=(str, str), multiple=True, metavar="NAME VALUE", help="Of the method, e.g. damping 0.1."
+)
+@click.option("--owl", is_flag=True, help="Let OWL share the sparsity among blocks.")
+@click.option("--owl-lam", type=float, help="Half the range of the blocks' sparsities.  [default: 0.08; N:M 2]")
+@click.option("--owl-multiple", type=float, help="Scores above this multiple of the mean are outliers.  [default: 5]")
 @click.option("--source", help="Calibration text: see `calib-study list sources`, or a path.")
 @click.option("--n-samples", type=int, help="Calibration windows.  [default: 32]")
 @click.option("--seq-len", type=int, help="Tokens in a window.  [default: 256]")
@@ -141,7 +148,16 @@ def prune(**options: Any) -> None:
     """
     from calib_study.export import PruneJob
 
-    job = PruneJob.checked(**options)
+    owl = {"lam": options.pop("owl_lam"), "outlier_multiple": options.pop("owl_multiple")}
+    given = {name: value for name, value in owl.items() if value is not None}
+    if not options.pop("owl"):
+        if given:
+            raise InputError("--owl-lam and --owl-multiple go with --owl.")
+        allocation = None
+    else:
+        allocation = {"lam": 0.08 if options["pattern"] == "unstructured" else 2.0} | given
+    chosen = {name: _literal(value) for name, value in options.pop("pairs")}
+    job = PruneJob.checked(**options, options=chosen, owl=allocation)
     job.run(echo=partial(click.echo, err=True))
     click.echo(str(job.out))
 

@@ -12,7 +12,7 @@ from calib_study.methods import Pattern, method_named
 from calib_study.model_files import ModelRef, resolve_model
 from calib_study.preflight import check_new_directory, check_specs, evaluation_of
 from calib_study.sources import resolve_source, source_hash
-from calib_study.specs import RunSpec, make_spec
+from calib_study.specs import RunSpec, checked_owl, make_spec
 from calib_study.windows import Windows, load_tokens
 
 N_SAMPLES, SEQ_LEN, EVAL_SEQ_LEN = 32, 256, 512
@@ -48,10 +48,18 @@ class PruneJob:
         dtype: str,
         device: str,
         out: Path,
+        schedule: str = "block",
+        options: Mapping[str, float | str] | None = None,
+        owl: Mapping[str, float] | None = None,
     ) -> "PruneJob":
-        """Return the job. Raises InputError for anything that would fail later, without loading a model."""
+        """Return the job. Raises InputError for anything that would fail later, without loading a model.
+
+        `owl`: values for `specs.Owl`, which then allocates the sparsity; None for the same sparsity everywhere.
+        """
         sparsity = _sparsity(sparsity, pattern, method)
-        _check_calibration(method, source, calibration_tokens, {"--n-samples": n_samples, "--seq-len": seq_len})
+        _check_calibration(
+            method, owl is not None, source, calibration_tokens, {"--n-samples": n_samples, "--seq-len": seq_len}
+        )
         ref = resolve_model(model, remote_code=remote_code)
         out = _checked_output(out, ref)
         text: dict[str, Any] = {
@@ -70,6 +78,9 @@ class PruneJob:
             "pattern": pattern,
             "policy": policy,
             "seed": seed,
+            "schedule": schedule,
+            "options": options,
+            "allocation": None if owl is None else checked_owl(**owl),
             "dtype": _dtype(dtype, device),
             "evaluation": evaluation_of(
                 [name.strip() for name in evaluate.split(",") if name.strip()],
@@ -124,11 +135,13 @@ def _sparsity(sparsity: float | None, pattern: str, method: str) -> float:
     return implied or 0.0
 
 
-def _check_calibration(method: str, source: str | None, tokens: Path | None, counts: Mapping[str, int | None]) -> None:
+def _check_calibration(
+    method: str, owl: bool, source: str | None, tokens: Path | None, counts: Mapping[str, int | None]
+) -> None:
     """Raise InputError for options about calibration that contradict each other or the method."""
     if tokens is not None and source is not None:
         raise InputError("give --source or --calibration-tokens, not both.")
-    if tokens is not None and not method_named(method).needs_calibration:
+    if tokens is not None and not (owl or method_named(method).needs_calibration):
         raise InputError(f"method {method!r} uses no calibration text; leave --calibration-tokens out.")
     for option, count in counts.items():
         if tokens is not None and count is not None and count < 1:

@@ -1,11 +1,13 @@
 """The pruning methods by name, and what each one needs. The arithmetic is in `scores` and `masks`."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from calib_study.errors import InputError, unknown
 
 Group = Literal["row", "layer"]
+Statistics = Literal["none", "moments", "gram"]
 
 
 @dataclass(frozen=True)
@@ -13,30 +15,40 @@ class Method:
     """What the study must know of a method before any model is loaded.
 
     Attributes:
-        needs_calibration: its scores depend on calibration text.
+        statistics: what it reads of a layer's input: "none", "moments" (sums and squares of each feature) or
+            "gram" (all products of two features).
         needs_seed: its result depends on the seed (through the text drawn, or the mask drawn).
         group: the weights that are compared with each other under the unstructured pattern:
             those of one output row, or those of the whole layer.
+        options: its own parameters, with the published defaults.
+        unstructured_only: it has no N:M form.
     """
 
     name: str
     summary: str
     reference: str
-    needs_calibration: bool
+    statistics: Statistics
     needs_seed: bool
     group: Group
+    options: Mapping[str, float | str] = field(default_factory=dict)
+    unstructured_only: bool = False
+
+    @property
+    def needs_calibration(self) -> bool:
+        """True if its scores depend on calibration text."""
+        return self.statistics != "none"
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("dense", "no pruning: the reference", "", False, False, "layer"),
-        Method("random", "a random mask in every output row: the floor", "", False, True, "row"),
+        Method("dense", "no pruning: the reference", "", "none", False, "layer"),
+        Method("random", "a random mask in every output row: the floor", "", "none", True, "row"),
         Method(
             "magnitude",
             "smallest |W| in each layer; uses no data",
             "Han et al. 2015; Wanda, table 1",
-            False,
+            "none",
             False,
             "layer",
         ),
@@ -44,7 +56,7 @@ METHODS: dict[str, Method] = {
             "magnitude_row",
             "smallest |W| in each output row: magnitude in Wanda's comparison group",
             "Wanda, table 7",
-            False,
+            "none",
             False,
             "row",
         ),
@@ -52,9 +64,37 @@ METHODS: dict[str, Method] = {
             "wanda",
             "smallest |W| times the norm of the input feature, in each output row",
             "Sun et al. 2024, equation 1",
-            True,
+            "moments",
             True,
             "row",
+        ),
+        Method(
+            "wanda_variant",
+            "Wanda's scores; each output row loses the same share of its total score",
+            "Sun et al. 2024, released code",
+            "moments",
+            True,
+            "row",
+            unstructured_only=True,
+        ),
+        Method(
+            "dsnot",
+            "an initial mask refined by swapping weights until the mean output of each row is kept",
+            "Zhang et al. 2024, algorithm 1",
+            "moments",
+            True,
+            "row",
+            # threshold: mean shift of an output per token; the released code's 0.1 is for sums over 2,048 tokens
+            {"initial": "wanda", "max_cycles": 50, "threshold": 0.1 / 2048, "skip": "mlp"},
+        ),
+        Method(
+            "sparsegpt",
+            "weights removed column by column, the later ones adjusted to make up for it",
+            "Frantar & Alistarh 2023, algorithm 1",
+            "gram",
+            True,
+            "layer",
+            {"damping": 0.01, "block_size": 128},
         ),
     )
 }

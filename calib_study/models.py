@@ -1,4 +1,4 @@
-"""Models in memory. This is the one file that knows how transformers lays a decoder out."""
+"""Models in memory: loading and conversion, and a dense model that can be pruned and put back."""
 
 import hashlib
 import shutil
@@ -10,13 +10,14 @@ import torch
 from filelock import FileLock
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from calib_study import paths
 from calib_study.catalogue import load_catalogue
-from calib_study.errors import InputError, StudyError
+from calib_study.errors import InputError
+from calib_study.layers import all_layers
 from calib_study.model_files import ModelRef, converted_dir, is_converted, packaged_gguf
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -34,10 +35,10 @@ UNLOADABLE = (
 
 
 class DenseModel:
-    """A loaded model that can be pruned and put back: the unpruned weights of its block linears are kept aside.
+    """A loaded model that can be pruned and put back: the unpruned weights of its blocks' layers are kept aside.
 
     Attributes:
-        model: in evaluation mode; its block linears are what pruning changes.
+        model: in evaluation mode; the layers of its blocks are what pruning changes.
         tokenizer: its tokenizer.
         ref: where it came from.
     """
@@ -46,7 +47,8 @@ class DenseModel:
         self.model = model
         self.tokenizer = tokenizer
         self.ref = ref
-        self._dense = {name: linear.weight.detach().clone() for name, linear in all_linears(model).items()}
+        modules = {layer.module for layer in all_layers(model).values()}  # the parts of a fused one share it
+        self._dense = {module: module.get_parameter("weight").detach().clone() for module in modules}
 
     def weights_sha256(self) -> str:
         """Return the SHA-256 over names and values of all weights as they are now, whatever file they came from."""
@@ -59,8 +61,8 @@ class DenseModel:
     @torch.no_grad()
     def restore(self) -> None:
         """Undo any pruning: copy the dense weights back."""
-        for name, linear in all_linears(self.model).items():
-            linear.weight.copy_(self._dense[name])
+        for module, weight in self._dense.items():
+            module.get_parameter("weight").copy_(weight)
 
 
 def check_device(device: str) -> torch.device:
@@ -179,39 +181,6 @@ def _convert(gguf: Path, target: Path) -> None:
     del model.config.quantization_config
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-
-
-def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the name and the list of the decoder blocks: the longest list of modules that contain linears.
-
-    Raises StudyError saying what was looked for if there is none.
-    """
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and all(block_linears(block) for block in module)
-    ]
-    if not lists:
-        raise StudyError(
-            f"{type(model).__name__}: no list of decoder blocks found. Looked for a torch.nn.ModuleList whose members "
-            "each contain torch.nn.Linear layers."
-        )
-    return max(lists, key=lambda found: len(found[1]))
-
-
-def block_linears(block: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linear layers of a decoder block by their name inside it: all that pruning may touch."""
-    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
-
-
-def all_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linears of all decoder blocks by full name; embeddings, norms and lm_head are not among them."""
-    prefix, blocks = decoder_blocks(model)
-    return {
-        f"{prefix}.{index}.{name}": linear
-        for index, block in enumerate(blocks)
-        for name, linear in block_linears(block).items()
-    }
 
 
 def next_token_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:

@@ -1,199 +1,118 @@
-"""The block-by-block walk: collect what a method needs at each linear layer, prune, pass the pruned outputs on.
+"""Pruning a model in place: which statistics, taken when, and used on which block.
 
-Source: the driver shared by Wanda and SparseGPT (Wanda, section 3; Frantar & Alistarh 2023, section 3). For each
-decoder block: one pass of the still dense block over all windows gathers its statistics; its linears are pruned;
-a second pass with the pruned weights gives the next block's inputs. Embeddings, norms and lm_head are untouched.
+Source of the block-by-block schedule: the driver shared by Wanda and SparseGPT (Wanda, section 3; Frantar &
+Alistarh 2023, section 3). Embeddings, norms and lm_head are untouched.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from calib_study import masks, scores
-from calib_study.errors import InputError, NumericalError, unknown
-from calib_study.methods import Method, Pattern
-from calib_study.models import all_linears, block_linears, decoder_blocks
+from calib_study import scores
+from calib_study.criteria import Request, prune_group_
+from calib_study.errors import InputError
+from calib_study.layers import Layer, all_layers, block_layers, decoder_blocks
+from calib_study.methods import Pattern
+from calib_study.moments import InputMoments
+from calib_study.owl import allocate, allocate_n_m, outlier_share
 from calib_study.progress import bar
+from calib_study.specs import Owl
+from calib_study.walk import Walk
 from calib_study.windows import Tokens
 
-# Windows per forward call. On a CPU, more than about 1,000 tokens no longer fit its cache and run slower.
-TOKENS_PER_CALL = 1024
 
-
-@dataclass(frozen=True)
-class Request:
-    """What to do to every block linear: which method, how much, in which pattern, with which seed."""
-
-    method: Method
-    sparsity: float
-    pattern: Pattern
-    seed: int = 0
-
-
-class _Stop(Exception):
-    """Raised inside a forward once everything of interest has been seen; not an error."""
-
-
-def prune_(model: nn.Module, request: Request, tokens: Tokens | None = None, *, progress: bool = True) -> None:
+def prune_(
+    model: nn.Module,
+    request: Request | Sequence[Request],
+    tokens: Tokens | None = None,
+    *,
+    schedule: str = "block",
+    progress: bool = True,
+) -> None:
     """Prune every block linear of `model` in place.
 
     Args:
+        request: what to do, to all blocks alike or one for each block (as OWL allocates it).
         tokens: (n_samples, seq_len) calibration windows; None for methods that need none.
+        schedule: when statistics are taken. "block" (the papers'): of the dense block, on inputs from the pruned
+            blocks before it; two passes. "sequential": of each layer's input when it arrives, from the pruned
+            layers before it in its own block too; one pass. "dense": of the dense model alone; one pass.
 
     Raises InputError for a pattern that does not fit a layer, before any work, and NumericalError, with the
     layer's name, if activations are not finite. Hooks, training flag and cache setting are restored in any case.
     """
-    check_pattern(model, request.pattern)
-    if request.method.name == "dense":
-        return
     prefix, blocks = decoder_blocks(model)
-    with torch.no_grad(), _evaluation_mode(model), bar(len(blocks), "pruning", "block", shown=progress) as done:
-        walk = _Walk(model, tokens) if request.method.needs_calibration and tokens is not None else None
-        if request.method.needs_calibration and walk is None:
-            raise InputError(f"method {request.method.name!r} needs calibration windows, and got none.")
-        for index, block in enumerate(blocks):
-            norms = walk.input_norms(index) if walk else {}
-            for name, linear in block_linears(block).items():
-                layer = f"{prefix}.{index}.{name}"
-                _remove_(linear, _removed(linear.weight, norms.get(name), layer, request))
-            if walk and index + 1 < len(blocks):
-                walk.advance(index)
+    requests = [request] * len(blocks) if isinstance(request, Request) else list(request)
+    for wanted, block in zip(requests, blocks, strict=True):
+        check_pattern(prefix, block_layers(block), wanted.pattern)
+    method = requests[0].method
+    if method.name == "dense":
+        return
+    if method.needs_calibration and tokens is None:
+        raise InputError(f"method {method.name!r} needs calibration windows, and got none.")
+    with torch.no_grad(), evaluation_mode(model), bar(len(blocks), "pruning", "block", shown=progress) as done:
+        walk = Walk(model, tokens) if method.needs_calibration and tokens is not None else None
+        for index, (block, wanted) in enumerate(zip(blocks, requests, strict=True)):
+            _prune_block_(walk, index, f"{prefix}.{index}", block, wanted, schedule, last=index + 1 == len(blocks))
             done.update()
 
 
-def check_pattern(model: nn.Module, pattern: Pattern) -> None:
-    """Raise InputError, naming the layer, if an N:M pattern does not divide the inputs of a block linear."""
-    for name, linear in all_linears(model).items():
-        if pattern.structured and linear.in_features % pattern.group:
+def _prune_block_(
+    walk: Walk | None, index: int, name: str, block: nn.Module, request: Request, schedule: str, *, last: bool
+) -> None:
+    """Prune one block and bring the hidden states to the next."""
+    layers, gram = block_layers(block), request.method.statistics == "gram"
+
+    def prune_group(names: Sequence[str], moments: InputMoments | None) -> None:
+        prune_group_({f"{name}.{member}": layers[member] for member in names}, moments, request)
+
+    if walk is None:
+        prune_group(list(layers), None)
+    elif schedule == "sequential":
+        walk.advance_pruning(index, prune_group, gram=gram)
+    else:
+        moments = walk.moments(index, gram=gram, advance=schedule == "dense" and not last)
+        for first, names in walk.groups(index).items():
+            prune_group(names, moments[first])
+        if schedule == "block" and not last:
+            walk.advance(index)
+
+
+def check_pattern(prefix: str, layers: dict[str, Layer], pattern: Pattern) -> None:
+    """Raise InputError, naming the layer, if an N:M pattern does not divide the inputs of a layer."""
+    for name, layer in layers.items():
+        if pattern.structured and layer.d_in % pattern.group:
             raise InputError(
-                f"pattern {pattern.kept}:{pattern.group} does not fit {name}: its {linear.in_features} inputs are not "
-                f"a multiple of {pattern.group}."
+                f"pattern {pattern.kept}:{pattern.group} does not fit {prefix}.*.{name}: its {layer.d_in} inputs are "
+                f"not a multiple of {pattern.group}."
             )
 
 
-def _removed(weight: Tensor, norms: Tensor | None, layer: str, request: Request) -> Tensor:
-    """Return the mask of one layer by the request's method."""
-    match request.method.name:
-        case "magnitude" | "magnitude_row":
-            worth = scores.magnitude(weight)
-        case "random":
-            worth = scores.random(weight, layer, request.seed)
-        case "wanda" if norms is not None:
-            if not torch.isfinite(norms).all():
-                raise NumericalError(f"{layer}: the norms of its calibration inputs are not all finite numbers.")
-            worth = scores.wanda(weight, norms)
-        case other:
-            raise unknown("pruning criterion", other, ("magnitude", "magnitude_row", "random", "wanda"))
-    return masks.removed_by(worth, request.sparsity, request.pattern, request.method.group)
+def allocated(model: nn.Module, request: Request, tokens: Tokens, owl: Owl, *, progress: bool = True) -> list[Request]:
+    """Return one request for each block: OWL's share of the sparsity, from one pass of the dense model.
 
-
-def _remove_(linear: nn.Linear, removed: Tensor) -> None:
-    linear.weight.masked_fill_(removed, 0)
-
-
-class _Walk:
-    """The hidden states of all calibration windows on their way through the blocks."""
-
-    def __init__(self, model: nn.Module, tokens: Tokens) -> None:
-        self.blocks = decoder_blocks(model)[1]
-        device = next(model.parameters()).device
-        per_call = max(1, TOKENS_PER_CALL // tokens.shape[1])
-        batches = torch.from_numpy(np.ascontiguousarray(tokens)).to(device).split(per_call)  # type: ignore[no-untyped-call]
-        self.arguments = _block_arguments(model, self.blocks, batches[0][:1])
-        self.hidden = [_inputs_of(model, self.blocks[0], batch) for batch in batches]
-
-    def input_norms(self, index: int) -> dict[str, Tensor]:
-        """Return, for each linear of the block, the 2-norm of each of its input features over all tokens.
-
-        Linears fed by the same tensor (queries, keys and values; gate and up) share one sum. The block's last
-        linear is not computed: its input is all that is needed.
-        """
-        block = self.blocks[index]
-        sums = _SquareSums(block_linears(block))
-        with sums.collecting():
-            for hidden in self.hidden:
-                try:
-                    self._forward(index, hidden)
-                except _Stop:
-                    sums.next_batch()
-        return sums.norms()
-
-    def advance(self, index: int) -> None:
-        """Replace the hidden states by the block's outputs, with its weights as they are now."""
-        for i, hidden in enumerate(self.hidden):
-            self.hidden[i] = self._forward(index, hidden)
-
-    def _forward(self, index: int, hidden: Tensor) -> Tensor:
-        others, keywords = self.arguments[index]
-        output = self.blocks[index](hidden, *others, **keywords)
-        states: Tensor = output[0] if isinstance(output, tuple) else output
-        return states
-
-
-class _SquareSums:
-    """Running sums of squares of the input features of some linears, float64, one for each distinct input."""
-
-    def __init__(self, linears: dict[str, nn.Linear]) -> None:
-        self.linears = linears
-        self.leader: dict[str, str] = {}  # linear -> the first linear with the same input tensor
-        self.sums: dict[str, Tensor] = {}
-        self._seen: list[tuple[str, Tensor]] = []  # live tensors: an address alone may be used again
-
-    def next_batch(self) -> None:
-        self._seen.clear()
-
-    def norms(self) -> dict[str, Tensor]:
-        missing = [name for name in self.linears if name not in self.leader]
-        if missing:
-            raise InputError(f"the block's forward never called {', '.join(missing)}; it cannot be calibrated.")
-        return {name: self.sums[leader].sqrt().float() for name, leader in self.leader.items()}
-
-    @contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Hook every linear; after the last new one in a forward, stop the forward. Hooks are removed on exit."""
-        hooks = [m.register_forward_pre_hook(self._hook(name)) for name, m in self.linears.items()]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            self._seen.clear()
-
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            tensor: Tensor = inputs[0]
-            leader = next((other for other, seen in self._seen if seen is tensor), name)
-            self.leader[name] = leader
-            self._seen.append((leader, tensor))
-            if leader == name:
-                flat = tensor.reshape(-1, tensor.shape[-1]).float()
-                square = _column_squares(flat)
-                self.sums[name] = self.sums[name] + square if name in self.sums else square
-            if len(self._seen) == len(self.linears):
-                raise _Stop
-
-        return hook
-
-
-def _column_squares(flat: Tensor) -> Tensor:
-    """Return the sum of squares of each column of (n_tokens, d_in), float64.
-
-    Float32 within 128 tokens, float64 across them, so that the result does not depend on the batch beyond
-    rounding. numpy's einsum is several times faster on a CPU than torch's.
+    Source: Yin et al. 2024, section 3: blocks with more outliers among their Wanda scores lose fewer weights.
     """
-    if flat.device.type != "cpu":
-        return flat.double().square().sum(0)
-    pieces = [np.einsum("tc,tc->c", piece, piece) for piece in np.split(flat.numpy(), range(128, len(flat), 128))]
-    return torch.from_numpy(np.sum(pieces, axis=0, dtype=np.float64))
+    blocks = decoder_blocks(model)[1]
+    outliers = []
+    with torch.no_grad(), evaluation_mode(model), bar(len(blocks), "outliers", "block", shown=progress) as done:
+        walk = Walk(model, tokens)
+        for index, block in enumerate(blocks):
+            moments = walk.moments(index, gram=False, advance=True)
+            worth = [scores.wanda(layer.weight(), moments[name].norms()) for name, layer in block_layers(block).items()]
+            outliers.append(outlier_share(worth, owl.outlier_multiple))
+            done.update()
+    if request.pattern.structured:
+        patterns = allocate_n_m(outliers, request.pattern, lam=owl.lam)
+        return [replace(request, pattern=pattern, sparsity=pattern.sparsity or 0.0) for pattern in patterns]
+    return [replace(request, sparsity=share) for share in allocate(outliers, request.sparsity, lam=owl.lam)]
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """No dropout and no key-value cache inside; both settings as before afterwards."""
     training = model.training
     config = getattr(model, "config", None)
@@ -209,49 +128,9 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             config.use_cache = caching
 
 
-def _block_arguments(
-    model: nn.Module, blocks: nn.ModuleList, window: Tensor
-) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Return what each block is called with besides its hidden states, seen in one forward of one window.
-
-    So nothing is assumed of masks, positions or rotary embeddings, which differ between families, versions and
-    (sliding windows) blocks. They do not depend on the text, and broadcast over a batch.
-    """
-    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def hook(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        found.append((inputs[1:], keywords))
-        if len(found) == len(blocks):
-            raise _Stop
-
-    _run_until_stop(model, window, [block.register_forward_pre_hook(hook, with_kwargs=True) for block in blocks])
-    return found
-
-
-def _inputs_of(model: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:
-    """Return the hidden states (n, seq_len, d_model) that enter `block` for a batch of token ids."""
-    found: list[Tensor] = []
-
-    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        found.append(inputs[0])
-        raise _Stop
-
-    _run_until_stop(model, tokens, [block.register_forward_pre_hook(hook)])
-    return found[0]
-
-
-def _run_until_stop(model: nn.Module, tokens: Tensor, hooks: list[torch.utils.hooks.RemovableHandle]) -> None:
-    try:
-        model(tokens, use_cache=False)
-    except _Stop:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def achieved_sparsity(model: nn.Module) -> tuple[float, dict[str, float]]:
     """Return the fraction of exact zeros over all block linears, and that of each by name."""
-    zeros = {name: int((linear.weight == 0).sum()) for name, linear in all_linears(model).items()}
-    sizes = {name: linear.weight.numel() for name, linear in all_linears(model).items()}
+    layers = all_layers(model)
+    zeros = {name: int((layer.weight() == 0).sum()) for name, layer in layers.items()}
+    sizes = {name: layer.d_out * layer.d_in for name, layer in layers.items()}
     return sum(zeros.values()) / sum(sizes.values()), {name: zeros[name] / sizes[name] for name in zeros}

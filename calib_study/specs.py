@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from calib_study.errors import InputError, StudyError
-from calib_study.methods import METHODS, Pattern, method_named
+from calib_study.errors import InputError, StudyError, unknown
+from calib_study.methods import METHODS, Method, Pattern, method_named
 
 Policy = Literal["document", "packed"]
 DType = Literal["float32", "bfloat16"]
-Schedule = Literal["block"]
+Schedule = Literal["block", "sequential", "dense"]
+Options = tuple[tuple[str, float | str], ...]
 
 
 def problem(message: str) -> PydanticCustomError:
@@ -84,6 +85,17 @@ class Evaluation(Frozen):
         return hashes
 
 
+class Owl(Frozen):
+    """OWL's allocation of sparsity to blocks; None in a specification means the same sparsity for every block.
+
+    Source: Yin et al. 2024. `lam`: half the range of the blocks' sparsities, or of N for an N:M pattern.
+    `outlier_multiple`: scores above this multiple of their block's mean are outliers (M in the paper).
+    """
+
+    lam: float = Field(default=0.08, gt=0)
+    outlier_multiple: float = Field(default=5.0, gt=1)
+
+
 class RunSpec(Frozen):
     """One run: prune `model` by `method` on `calibration`, then evaluate. Equal specifications have equal `run_id`s.
 
@@ -91,7 +103,9 @@ class RunSpec(Frozen):
         model: packaged name, or the name of the user's own; `model_hash` then pins its content.
         sparsity: fraction of zeros in [0, 1) of every block linear.
         pattern: "unstructured", or "N:M" with N of every M consecutive inputs kept.
-        schedule: "block": statistics of the dense block on inputs from the pruned blocks before it.
+        schedule: when statistics are taken, see `prune.prune_`: "block", "sequential" or "dense".
+        options: (name, value) of the method's own parameters where they differ from its defaults, by name.
+        allocation: how blocks share the sparsity; None: equally.
         calibration: None for methods that use no data, so that their runs are shared by all sources.
         seed: draws the calibration windows (or a random mask); 0 for methods without either.
     """
@@ -102,6 +116,8 @@ class RunSpec(Frozen):
     sparsity: float = Field(ge=0, lt=1)
     pattern: Annotated[str, passing(Pattern.parse)] = "unstructured"
     schedule: Schedule = "block"
+    options: Options | None = None
+    allocation: Owl | None = None
     calibration: Calibration | None = None
     seed: int = Field(default=0, ge=0)
     dtype: DType = "float32"
@@ -117,15 +133,39 @@ class RunSpec(Frozen):
     @field_validator("pattern")
     @classmethod
     def _implies_sparsity(cls, pattern: str, info: ValidationInfo) -> str:
+        method = METHODS.get(info.data.get("method", ""))
+        if method and method.unstructured_only and Pattern.parse(pattern).structured:
+            raise problem(f"method {method.name!r} has no N:M form; use method 'wanda', or the unstructured pattern.")
         return agreeing_pattern(pattern, info.data.get("sparsity"))
+
+    @field_validator("options")
+    @classmethod
+    def _known_options(cls, options: Options | None, info: ValidationInfo) -> Options | None:
+        method = METHODS.get(info.data.get("method", ""))
+        if method is None:
+            return None
+        for name, value in options or ():
+            if name not in method.options:
+                raise problem(str(unknown(f"option of {method.name}", name, method.options)))
+            if isinstance(value, str) != isinstance(method.options[name], str):
+                raise problem(f"{name} = {value!r}: expected something like {method.options[name]!r}.")
+        return options or None
+
+    @field_validator("allocation")
+    @classmethod
+    def _of_something(cls, allocation: Owl | None, info: ValidationInfo) -> Owl | None:
+        if allocation is not None and info.data.get("method") in ("dense", "random"):
+            raise problem(f"method {info.data['method']!r} has nothing to allocate.")
+        return allocation
 
     @field_validator("calibration")
     @classmethod
     def _as_needed(cls, calibration: Calibration | None, info: ValidationInfo) -> Calibration | None:
         method = METHODS.get(info.data.get("method", ""))
-        if method and method.needs_calibration and calibration is None:
-            raise problem(f"method {method.name!r} needs calibration text: name a source.")
-        if method and not method.needs_calibration and calibration is not None:
+        allocated = info.data.get("allocation") is not None
+        if method and (method.needs_calibration or allocated) and calibration is None:
+            raise problem(f"{'OWL' if allocated else f'method {method.name!r}'} needs calibration text: name a source.")
+        if method and not (method.needs_calibration or allocated) and calibration is not None:
             raise problem(f"method {method.name!r} uses no calibration text; leave the calibration out.")
         return calibration
 
@@ -140,7 +180,9 @@ class RunSpec(Frozen):
         """A few words for a progress bar or a table row."""
         text = f" on {PurePath(self.calibration.source).name}" if self.calibration else ""
         amount = "" if self.method == "dense" else f" {self.sparsity:g}"
-        return f"{self.method}{amount}{text}, seed {self.seed}"
+        how = "" if self.schedule == "block" else f", {self.schedule}"
+        owl = "" if self.allocation is None else " + OWL"
+        return f"{self.method}{owl}{amount}{text}{how}, seed {self.seed}"
 
 
 def make_spec(
@@ -154,6 +196,9 @@ def make_spec(
     seq_len: int = 256,
     seed: int = 0,
     pattern: str = "unstructured",
+    schedule: str = "block",
+    options: Mapping[str, float | str] | None = None,
+    allocation: Owl | None = None,
     dtype: str = "float32",
     evaluation: Evaluation | None = None,
     model_hash: str | None = None,
@@ -166,6 +211,7 @@ def make_spec(
     sources and seeds asks for its run once. Raises InputError listing every problem.
     """
     known = METHODS.get(method)  # an unknown name is reported below, with all other problems
+    reads_text = known is None or known.needs_calibration or allocation is not None
     calibration = {
         "source": source,
         "policy": policy,
@@ -180,12 +226,31 @@ def make_spec(
         "method": method,
         "sparsity": 0.0 if method == "dense" else _exact(sparsity, pattern),
         "pattern": "unstructured" if method == "dense" else pattern,
-        "calibration": calibration if source is not None and (known is None or known.needs_calibration) else None,
-        "seed": seed if known is None or known.needs_seed else 0,
+        "schedule": schedule if reads_text else "block",
+        "options": _chosen(options, known),
+        "allocation": allocation,
+        "calibration": calibration if source is not None and reads_text else None,
+        "seed": seed if reads_text or known is None or known.needs_seed else 0,
         "dtype": dtype,
         "evaluation": evaluation or Evaluation(),
     }
     return parse_spec(fields)
+
+
+def checked_owl(**values: float) -> Owl:
+    """Return OWL's parameters. Raises InputError listing what is wrong with them."""
+    try:
+        return Owl(**values)
+    except ValidationError as error:
+        raise InputError("bad OWL parameters:\n" + problem_lines(error)) from error
+
+
+def _chosen(options: Mapping[str, float | str] | None, method: Method | None) -> Options | None:
+    """Return the options that differ from the method's defaults, None if there are none."""
+    defaults = method.options if method else {}
+    return (
+        tuple(sorted((name, value) for name, value in (options or {}).items() if defaults.get(name) != value)) or None
+    )
 
 
 def agreeing_pattern(pattern: str, sparsity: float | None) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from calib_study.criteria import Request
 from calib_study.environment import describe_environment, peak_memory_mb
 from calib_study.errors import InputError, NumericalError
 from calib_study.matmul import select_float32_matmul
@@ -22,7 +23,7 @@ from calib_study.models import DenseModel, load_model
 from calib_study.perplexity import perplexity
 from calib_study.preflight import check_specs
 from calib_study.progress import bar
-from calib_study.prune import Request, achieved_sparsity, prune_
+from calib_study.prune import achieved_sparsity, allocated, prune_
 from calib_study.records import CalibrationFacts, Metric, Record, SparsityFacts, Stage, Store
 from calib_study.specs import RunSpec
 from calib_study.windows import Windows, draw_windows, load_tokens
@@ -85,8 +86,13 @@ class Laboratory:
         """Prune the model in place as specified, from its dense weights; return the calibration windows used."""
         windows = self.calibration_windows(spec)
         self.dense.restore()
-        request = Request(method_named(spec.method), spec.sparsity, Pattern.parse(spec.pattern), spec.seed)
-        prune_(self.dense.model, request, windows.tokens if windows else None, progress=progress)
+        tokens = windows.tokens if windows else None
+        request: Request | list[Request] = Request(
+            method_named(spec.method), spec.sparsity, Pattern.parse(spec.pattern), spec.seed, dict(spec.options or ())
+        )
+        if spec.allocation is not None and tokens is not None and isinstance(request, Request):
+            request = allocated(self.dense.model, request, tokens, spec.allocation, progress=progress)
+        prune_(self.dense.model, request, tokens, schedule=spec.schedule, progress=progress)
         return windows
 
     def evaluate(self, spec: RunSpec) -> tuple[Metric, ...]:

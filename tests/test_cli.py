@@ -74,6 +74,32 @@ BAD = {
         [*PRUNE, "--source", "c4", "--dtype", "float16", "--out", "OUT"],
         "dtype 'float16': allowed are float32, bfloat16, auto",
     ),
+    "schedule": (
+        [*PRUNE, "--source", "c4", "--schedule", "blocks", "--out", "OUT"],
+        "schedule = 'blocks': Input should be",
+    ),
+    "option": (
+        [
+            "prune",
+            "--method",
+            "sparsegpt",
+            "--sparsity",
+            "0.5",
+            "--source",
+            "c4",
+            "--option",
+            "dampin",
+            "1",
+            "--out",
+            "OUT",
+        ],
+        "unknown option of sparsegpt 'dampin'. Did you mean 'damping'?",
+    ),
+    "owl": (
+        [*PRUNE, "--source", "c4", "--owl", "--owl-lam", "-1", "--out", "OUT"],
+        "lam = -1.0: Input should be greater than 0",
+    ),
+    "owl without owl": ([*PRUNE, "--source", "c4", "--owl-lam", "0.1", "--out", "OUT"], "--owl-multiple go with --owl"),
     "command": (["prun"], "unknown command 'prun'. Did you mean 'prune'"),
     "list": (["list", "source"], "unknown list 'source'. Did you mean 'sources'?"),
 }

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calib_study.errors import InputError, NumericalError
 from calib_study.export import PruneJob
-from calib_study.models import all_linears
+from calib_study.layers import all_layers
 from calib_study.records import Record
 
 Files = tuple[Path, Path]
@@ -62,14 +62,14 @@ def test_the_directory_loads_with_the_right_zeros(tiny_files: Files, tmp_path: P
     said = pruned(tiny_files, out)
     model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     dense = AutoModelForCausalLM.from_pretrained(tiny_files[0], dtype="auto")
-    linears = all_linears(model)
-    assert len(linears) == 14
-    for name, linear in linears.items():
-        kept = linear.weight != 0
-        assert kept.sum(1).eq(linear.in_features // 2).all(), name
-        assert torch.equal(linear.weight[kept], dense.get_submodule(name).weight[kept])
+    layers = all_layers(model)
+    assert len(layers) == 14
+    for name, layer in layers.items():
+        kept = layer.weight() != 0
+        assert kept.sum(1).eq(layer.d_in // 2).all(), name
+        assert torch.equal(layer.weight()[kept], dense.get_submodule(name).weight[kept])
     for name, tensor in dense.state_dict().items():
-        if name.removesuffix(".weight") not in linears:
+        if name.removesuffix(".weight") not in layers:
             assert torch.equal(tensor, model.state_dict()[name]), name
     tokenizer = AutoTokenizer.from_pretrained(out)
     prompt = tokenizer("ba be bi", return_tensors="pt")
@@ -103,8 +103,8 @@ def test_data_free_methods_need_no_source_and_save_no_tokens(tiny_files: Files, 
 def test_a_pattern_implies_the_sparsity(tiny_files: Files, tmp_path: Path) -> None:
     pruned(tiny_files, tmp_path / "out", pattern="1:4", sparsity=None)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    for name, linear in all_linears(model).items():
-        kept = (linear.weight != 0).reshape(linear.out_features, -1, 4).sum(2)
+    for name, layer in all_layers(model).items():
+        kept = (layer.weight() != 0).reshape(layer.d_out, -1, 4).sum(2)
         assert kept.eq(1).all(), name
     assert record(tmp_path / "out").spec.sparsity == 0.75
 

@@ -119,3 +119,49 @@ def test_bad_scores_and_widths_are_errors() -> None:
 def test_bad_patterns_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="pattern"):
         Pattern.parse(text)
+
+
+def test_lowest_mass_by_hand() -> None:
+    # Shares of the row's total, added up from the lowest: 1/4 2/4 3/4 1, and 1/10 2/10 3/10 1.
+    # The four lowest of the eight are 1/10 2/10 1/4 3/10: alpha = 0.3, one weight of the first row, three of the other.
+    even_and_peaked = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 7.0, 1.0]])
+    removed = masks.lowest_mass_per_row(even_and_peaked, 0.5)
+    assert removed.tolist() == [[True, False, False, False], [True, True, False, True]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 9999), sparsity=st.floats(0.05, 0.95))
+def test_lowest_mass_is_one_alpha_for_all_rows_and_the_count_exact(seed: int, sparsity: float) -> None:
+    values = torch.randn(7, 31, generator=torch.Generator().manual_seed(seed)).abs() ** 2
+    removed = masks.lowest_mass_per_row(values, sparsity)
+    assert removed.sum() == masks.n_removed(values.numel(), sparsity)
+    # brute force: halve a bracket for alpha until it removes the same number, then compare the weights
+    rows = values.double().tolist()
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        alpha = (low + high) / 2
+        gone = [cut_at(row, alpha) for row in rows]
+        low, high = (alpha, high) if sum(map(len, gone)) < removed.sum() else (low, alpha)
+    assert [row.nonzero().flatten().tolist() for row in removed] == [sorted(cut_at(row, high)) for row in rows]
+
+
+def cut_at(row: list[float], alpha: float) -> list[int]:
+    """Return the columns whose scores, from the lowest, add up to at most alpha of the row's total."""
+    order = sorted(range(len(row)), key=lambda j: row[j])
+    return [j for i, j in enumerate(order) if sum(row[k] for k in order[: i + 1]) <= alpha * sum(row)]
+
+
+def test_lowest_mass_ignores_the_scale_of_a_row_and_equals_the_row_rule_for_like_rows() -> None:
+    row = torch.rand(31, generator=torch.Generator().manual_seed(0))
+    alike = torch.stack([row, 4 * row, row.flip(0) / 8])
+    counts = masks.lowest_mass_per_row(alike, 17 * 3 / 93).sum(1)
+    assert counts.tolist() == [17, 17, 17]
+
+
+def test_lowest_mass_takes_rows_of_zeros_first_and_refuses_what_is_not_finite() -> None:
+    values = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    assert masks.lowest_mass_per_row(values, 0.5).tolist() == [[False] * 3, [True] * 3]
+    assert not masks.lowest_mass_per_row(values, 0.0).any()
+    assert masks.lowest_mass_per_row(values, 1.0).all()
+    with pytest.raises(NumericalError, match="1 of 3 scores are not finite"):
+        masks.lowest_mass_per_row(torch.tensor([[1.0, float("inf"), 2.0]]), 0.5)

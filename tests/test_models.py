@@ -1,4 +1,4 @@
-"""Models in memory: loading, conversion, restoring, and finding the layers in other families' module trees."""
+"""Models in memory: loading, conversion, and restoring what was pruned."""
 
 import json
 from pathlib import Path
@@ -9,26 +9,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_gguf import TOKENS, tiny_tensors, write_tiny_gguf
 from tiny_study import tiny_model_directory
-from torch import nn
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from calib_study import models
-from calib_study.errors import InputError, StudyError
+from calib_study.errors import InputError
 from calib_study.methods import METHODS, Pattern
 from calib_study.model_files import converted_dir, is_converted, resolve_model
 from calib_study.models import (
     DenseModel,
-    all_linears,
-    block_linears,
     check_device,
     choose_dtype,
     convert_packaged,
-    decoder_blocks,
     load_model,
     load_tokenizer,
 )
-from calib_study.prune import Request, _Walk, achieved_sparsity, prune_
+from calib_study.prune import Request, prune_
 
 pytestmark = pytest.mark.tiny
 
@@ -158,6 +154,18 @@ def test_restoring_gives_the_dense_weights_back_exactly(folder: Path) -> None:
     assert_close(dict(dense.model.state_dict()), before, rtol=0, atol=0)
 
 
+def test_restoring_gives_fused_and_transposed_weights_back(folder: Path) -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
+    ref = resolve_model(str(folder))
+    dense = DenseModel(model, load_tokenizer(ref), ref)
+    sha = dense.weights_sha256()
+    prune_(model, Request(METHODS["magnitude"], 0.7, Pattern()), progress=False)
+    assert dense.weights_sha256() != sha
+    dense.restore()
+    assert dense.weights_sha256() == sha
+
+
 def test_the_hash_of_weights_does_not_know_the_files(folder: Path, tmp_path: Path) -> None:
     dense = load(folder)
     dense.model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
@@ -242,113 +250,3 @@ def test_what_a_killed_conversion_left_is_replaced(packaged: list[Path]) -> None
     assert not is_converted(NAME)
     assert load_model(resolve_model_unfetched()).model.config.hidden_size == 32
     assert not left.exists()
-
-
-# ------------------------------------------------------------------ module trees
-
-COMMON = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-LLAMA_LIKE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-}
-NEOX_LIKE = {name: value for name, value in LLAMA_LIKE.items() if name not in ("num_key_value_heads", "head_dim")}
-# family -> its configuration, the name of its blocks, and the linears in one block
-FAMILIES: dict[str, tuple[dict[str, object], str, int]] = {
-    "llama": (LLAMA_LIKE, "model.layers", 7),
-    "mistral": ({**LLAMA_LIKE, "sliding_window": 8}, "model.layers", 7),
-    "qwen2": (LLAMA_LIKE, "model.layers", 7),
-    "qwen3": (LLAMA_LIKE, "model.layers", 7),
-    "olmo2": (LLAMA_LIKE, "model.layers", 7),
-    # Windows of 11 tokens, of which the sliding layers see 8: each block has a mask of its own.
-    "gemma2": ({**LLAMA_LIKE, "sliding_window": 8}, "model.layers", 7),
-    "gemma3_text": (
-        {
-            **LLAMA_LIKE,
-            "sliding_window": 8,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        },
-        "model.layers",
-        7,
-    ),
-    "phi3": (LLAMA_LIKE, "model.layers", 4),
-    "gpt_neox": (NEOX_LIKE, "gpt_neox.layers", 4),
-    "phi": (NEOX_LIKE, "model.layers", 6),
-    "opt": ({**NEOX_LIKE, "ffn_dim": 48, "word_embed_proj_dim": 32}, "model.decoder.layers", 6),
-    "gptj": ({"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "rotary_dim": 4}, "transformer.h", 6),
-    "falcon": ({"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}, "transformer.h", 4),
-}
-WINDOWS = np.random.default_rng(0).integers(1, 97, (5, 11))
-
-
-def family_model(family: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **COMMON, **FAMILIES[family][0])
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return model.eval()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_and_linears_of_a_family(family: str) -> None:
-    model = family_model(family)
-    prefix, blocks = decoder_blocks(model)
-    assert (prefix, len(blocks)) == (FAMILIES[family][1], 3)
-    linears = all_linears(model)
-    assert len(linears) == 3 * FAMILIES[family][2]
-    inside = {name: model.get_submodule(name) for name in linears}
-    assert all(inside[name] is linear for name, linear in linears.items())
-    assert not any(linear.weight is model.get_output_embeddings().weight for linear in linears.values())
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("tokens_per_call", [11, 33])
-@torch.no_grad()
-def test_the_walk_follows_the_forward_of_a_family(
-    family: str, tokens_per_call: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("calib_study.prune.TOKENS_PER_CALL", tokens_per_call)
-    model = family_model(family)
-    blocks = decoder_blocks(model)[1]
-    outputs: list[torch.Tensor] = []
-    hook = blocks[-1].register_forward_hook(
-        lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out)
-    )
-    model(torch.from_numpy(WINDOWS), use_cache=False)
-    hook.remove()
-    walk = _Walk(model, WINDOWS)
-    for index in range(len(blocks)):
-        walk.advance(index)
-    assert_close(torch.cat(walk.hidden), outputs[0])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_wanda_prunes_a_family(family: str) -> None:
-    model = family_model(family)
-    prune_(model, Request(METHODS["wanda"], 0.5, Pattern()), WINDOWS, progress=False)
-    assert achieved_sparsity(model)[0] == 0.5
-    for name, linear in all_linears(model).items():
-        assert (linear.weight == 0).sum(1).eq(linear.in_features // 2).all(), name
-
-
-def test_what_has_no_decoder_blocks_is_refused() -> None:
-    torch.manual_seed(0)
-    no_linears = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model("gpt2", **COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=64)
-    )
-    for model in (no_linears, nn.ModuleDict({"empty": nn.ModuleList()})):
-        with pytest.raises(StudyError, match=rf"{type(model).__name__}: no list of decoder blocks found"):
-            decoder_blocks(model)
-
-
-def test_the_longest_list_is_the_decoder() -> None:
-    def blocks(n: int) -> nn.ModuleList:
-        return nn.ModuleList(nn.ModuleDict({"proj": nn.Linear(3, 5)}) for _ in range(n))
-
-    model = nn.ModuleDict({"vision": blocks(2), "text": blocks(3), "heads": nn.ModuleList([nn.ReLU()] * 7)})
-    name, found = decoder_blocks(model)
-    assert (name, found) == ("text", model["text"])
-    assert list(block_linears(found[0])) == ["proj"]

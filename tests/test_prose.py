@@ -12,7 +12,11 @@ import torch
 import yaml
 
 from calib_study import __version__, masks, scores
+from calib_study.dsnot import dsnot, output_shift
+from calib_study.methods import Pattern
+from calib_study.owl import allocate
 from calib_study.paths import root
+from calib_study.sparsegpt import inverse_factor, reconstruction_error, sparsegpt
 
 CHAPTER = "notebooks/01_data_sources"
 # What chapter 1 glues for the prose. Add a key here, in the notebook, and then on a page.
@@ -177,6 +181,51 @@ def test_worked_groups_and_pattern() -> None:
     assert anywhere.nonzero()[:, 1].tolist() == [0, 5, 6, 7]
     assert two_of_four.nonzero()[:, 1].tolist() == [0, 1, 5, 6]
     assert [row[removed].square().sum().item() for removed in (anywhere, two_of_four)] == [30, 57]
+
+
+def test_worked_sparsegpt() -> None:
+    """W = [1, 2], G = [[4, 2], [2, 4]]: U = [[1/sqrt 3, -1/sqrt 12], [0, 1/2]], so S = [sqrt 3, 4].
+
+    Column 0 goes; its neighbour becomes 2 + sqrt 3 / sqrt 12 = 2.5. Error: 1 * 4 - 2 * 1 * 0.5 * 2 + 0.25 * 4 = 3.
+    """
+    weight, gram = torch.tensor([[1.0, 2.0]]).double(), torch.tensor([[4.0, 2.0], [2.0, 4.0]]).double()
+    factor = inverse_factor(gram, 0, "row")
+    torch.testing.assert_close(factor, torch.tensor([[3**-0.5, -(12**-0.5)], [0, 0.5]]).double())
+    torch.testing.assert_close(weight.abs() / factor.diagonal(), torch.tensor([[3**0.5, 4.0]]).double())
+    [(new, removed)] = sparsegpt([weight], gram, 0.5, Pattern(), damping=0, layer="row")
+    assert removed.tolist() == [[True, False]]
+    torch.testing.assert_close(new, torch.tensor([[0, 2.5]]).double())
+    assert reconstruction_error(weight, new, gram) == pytest.approx(3)
+    assert reconstruction_error(weight, weight.masked_fill(removed, 0), gram) == 4
+
+
+def test_worked_exchange() -> None:
+    """W = [1, 2, 3, -4, 5, 6], all else 1: 1 + 2 + 3 = 6; 3 comes back and -4 goes: 6 - 3 - 4 = -1, and no more."""
+    weight, ones = torch.tensor([[1.0, 2.0, 3.0, -4.0, 5.0, 6.0]]), torch.ones(6)
+    first = masks.lowest_per_row(scores.wanda(weight, ones), 3)
+    assert first.tolist() == [[True, True, True, False, False, False]]
+    refined = dsnot(weight, first, weight.abs(), ones, ones, pattern=Pattern())
+    assert refined.tolist() == [[True, True, False, True, False, False]]
+    assert [output_shift(weight, removed, ones).item() for removed in (first, refined)] == [6, -1]
+
+
+def test_worked_allocation() -> None:
+    """Shares [1, 2, 5] scaled: [0, 0.25, 1], mean 0.4167; 0.7 + 0.16 * [0.4167, 0.1667, -0.5833]."""
+    assert [round(share, 4) for share in allocate([1, 2, 5], 0.7, lam=0.08)] == [0.7667, 0.7267, 0.6067]
+
+
+def test_option_table_is_complete() -> None:
+    from calib_study.methods import METHODS
+
+    table = read(root() / "book" / "rerun.md").partition(":name: tab-options")[2].partition("\n```")[0]
+    named = re.findall(r"^  - `(\w+)`\n  - ([^\n]+)", table, re.MULTILINE)
+    expected = {name for method in METHODS.values() for name in method.options}
+    assert {name for name, _ in named if name in expected} == expected
+    defaults = {name: value for method in METHODS.values() for name, value in method.options.items()}
+    shown = {name: text.strip("`") for name, text in named if name in expected}
+    assert shown.pop("threshold") == "0.1 / 2048"
+    assert defaults.pop("threshold") == 0.1 / 2048
+    assert shown == {name: str(value) for name, value in defaults.items()}
 
 
 def test_citation_file_agrees_with_the_package() -> None:

@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch.testing import assert_close
 
-from calib_study import prune
+from calib_study.layers import all_layers
 from calib_study.methods import METHODS, Pattern
-from calib_study.models import all_linears
 from calib_study.perplexity import perplexity
 from calib_study.prune import Request, prune_
 from calib_study.sources import load_documents
@@ -35,7 +34,7 @@ def prune_dense(
 
 
 def zeros(lab: Laboratory) -> Masks:
-    return {name: (linear.weight == 0).numpy() for name, linear in all_linears(lab.dense.model).items()}
+    return {name: (layer.weight() == 0).numpy() for name, layer in all_layers(lab.dense.model).items()}
 
 
 def fraction_that_differs(one: Masks, other: Masks) -> float:
@@ -81,15 +80,15 @@ def test_wanda_is_better_than_magnitude_and_that_than_chance(smollm: Laboratory,
 def test_wanda_removes_exactly_half_of_each_row_and_of_nothing_else(smollm: Laboratory) -> None:
     smollm.dense.restore()
     model = smollm.dense.model
-    linears = {f"{name}.weight" for name in all_linears(model)}
-    others = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in linears}
-    before = {name: linear.weight.clone() for name, linear in all_linears(model).items()}
+    layers = {f"{name}.weight" for name in all_layers(model)}
+    others = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in layers}
+    before = {name: layer.weight().clone() for name, layer in all_layers(model).items()}
     prune_dense(smollm, "wanda")
-    assert len(linears) == 210  # 30 blocks of 7
-    for name, linear in all_linears(model).items():
-        removed = linear.weight == 0
-        assert removed.sum(1).eq(linear.in_features // 2).all(), name
-        assert torch.equal(linear.weight[~removed], before[name][~removed]), name
+    assert len(layers) == 210  # 30 blocks of 7
+    for name, layer in all_layers(model).items():
+        removed = layer.weight() == 0
+        assert removed.sum(1).eq(layer.d_in // 2).all(), name
+        assert torch.equal(layer.weight()[~removed], before[name][~removed]), name
     after = model.state_dict()
     assert {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"} <= others.keys()
     for name, tensor in others.items():
@@ -117,7 +116,7 @@ def test_the_same_windows_give_the_same_mask_and_others_another(smollm: Laborato
 def test_the_mask_does_not_depend_on_the_batch(
     smollm: Laboratory, wanda: Masks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prune, "TOKENS_PER_CALL", 1)  # one window at a time, instead of all four at once
+    monkeypatch.setattr("calib_study.walk.TOKENS_PER_CALL", 1)  # one window at a time, instead of all four at once
     prune_dense(smollm, "wanda")
     # Zero on the machine where it was measured; products of other shapes may be summed in another order.
     assert fraction_that_differs(wanda, zeros(smollm)) < 1e-3

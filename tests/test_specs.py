@@ -9,17 +9,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from calib_study.errors import InputError
-from calib_study.specs import Calibration, Evaluation, RunSpec, make_spec, parse_spec
+from calib_study.specs import Calibration, Evaluation, Owl, RunSpec, make_spec, parse_spec
 
 BASE: dict[str, Any] = {"model": "smollm2-135m", "method": "wanda", "sparsity": 0.5, "source": "c4"}
 
-# One other value for each field of a specification; "schedule" has only one value yet.
+# One other value for each field of a specification; options are of a method that has some.
 CHANGES: dict[str, dict[str, Any]] = {
     "model": {"model": "gemma3-270m"},
     "model_hash": {"model_hash": "ab"},
     "method": {"method": "magnitude"},
     "sparsity": {"sparsity": 0.6},
     "pattern": {"pattern": "2:4"},
+    "schedule": {"schedule": "sequential"},
+    "options": {"method": "sparsegpt", "options": {"damping": 0.1}},
+    "allocation": {"allocation": Owl()},
     "seed": {"seed": 1},
     "dtype": {"dtype": "bfloat16"},
     "calibration.source": {"source": "code"},
@@ -63,7 +66,7 @@ def test_any_difference_changes_the_id(field: str) -> None:
 
 def test_no_two_differences_share_an_id_and_no_field_is_forgotten() -> None:
     assert len({make_spec(**BASE | change).run_id for change in CHANGES.values()}) == len(CHANGES)
-    fields = set(RunSpec.model_fields) - {"calibration", "evaluation", "schedule"}
+    fields = set(RunSpec.model_fields) - {"calibration", "evaluation"}
     fields |= {f"calibration.{name}" for name in Calibration.model_fields}
     fields |= {f"evaluation.{name}" for name in Evaluation.model_fields}
     assert fields == set(CHANGES)
@@ -181,3 +184,30 @@ def test_titles_are_short() -> None:
     assert make_spec(**BASE).title == "wanda 0.5 on c4, seed 0"
     assert make_spec(**BASE | {"source": "/home/me/letters.txt"}).title == "wanda 0.5 on letters.txt, seed 0"
     assert make_spec(model="m", method="dense", sparsity=0).title == "dense, seed 0"
+
+
+def test_options_are_checked_sorted_and_stored_only_where_they_differ() -> None:
+    sparsegpt = BASE | {"method": "sparsegpt"}
+    plain = make_spec(**sparsegpt)
+    assert make_spec(**sparsegpt, options={"damping": 0.01, "block_size": 128}) == plain
+    both = make_spec(**sparsegpt, options={"damping": 0.1, "block_size": 64})
+    assert both.options == (("block_size", 64.0), ("damping", 0.1))
+    assert parse_spec(both.model_dump(mode="json")) == both and hash(both)
+    with pytest.raises(InputError, match="unknown option of sparsegpt"):
+        make_spec(**sparsegpt, options={"dampin": 0.1})
+    with pytest.raises(InputError, match="expected something like 'wanda'"):
+        make_spec(**BASE | {"method": "dsnot"}, options={"initial": 3})
+
+
+def test_owl_reads_text_whatever_the_method() -> None:
+    allocated = BASE | {"method": "magnitude", "allocation": Owl()}
+    assert make_spec(**allocated).calibration is not None
+    with pytest.raises(InputError, match="OWL needs calibration text"):
+        make_spec(**allocated | {"source": None})
+    with pytest.raises(InputError, match="method 'dense' has nothing to allocate"):
+        make_spec(**allocated | {"method": "dense"})
+
+
+def test_a_method_without_an_n_m_form_is_refused_one() -> None:
+    with pytest.raises(InputError, match="method 'wanda_variant' has no N:M form"):
+        make_spec(**BASE | {"method": "wanda_variant", "pattern": "2:4"})
