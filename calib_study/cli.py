@@ -62,6 +62,7 @@ def _list_sources() -> list[tuple[str, str]]:
 
     rows = [(source.name, source.summary) for source in load_catalogue().sources.values()]
     rows += [(name, "a data set of the hub; needs a network") for name in hub_names()]
+    rows.append(("A:0.7,B:0.3", "a mixture of sources, by share of the windows"))
     return [*rows, ("PATH", "your own text: a .txt or .md file, a folder of them, or a .jsonl")]
 
 

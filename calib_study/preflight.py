@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from calib_study.errors import InputError
+from calib_study.mixtures import parse_mixture
 from calib_study.model_files import ModelRef
 from calib_study.paths import check_writable
 from calib_study.sources import resolve_source, source_hash
@@ -76,6 +77,8 @@ def check_lengths(ref: ModelRef, lengths: Mapping[str, int]) -> None:
 
 def check_evaluation_source(source: str) -> None:
     """Raise InputError for a source that has no held-out text."""
+    if parse_mixture(source):
+        raise InputError(f"{source!r} is a mixture, which can serve for calibration, not for evaluation.")
     if source == "random":
         raise InputError("'random' has no text to be scored on; evaluate on a text source.")
     resolve_source(source)

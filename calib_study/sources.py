@@ -19,6 +19,7 @@ from calib_study.catalogue import RANDOM, HubEntry, SourceEntry, load_catalogue
 from calib_study.errors import DataError, InputError, unknown
 from calib_study.fetch import read_member
 from calib_study.formats import FILE_SUFFIXES, path_documents, read_documents, read_jsonl, text_files
+from calib_study.mixtures import mixture_name, parse_mixture
 from calib_study.progress import bar
 
 Part = Literal["calibration", "held_out"]
@@ -76,10 +77,13 @@ def hub_names() -> list[str]:
 def resolve_source(name_or_path: str) -> str:
     """Return the name of a source as it is, or its path made absolute, checked to be there.
 
+    A mixture, such as "c4:0.7,code:0.3", comes back with its weights summing to 1.
     Fast: it reads no archive and no text. Raises InputError with near matches, or saying what a path must be.
     """
     if name_or_path in source_names() or name_or_path in hub_names():
         return name_or_path
+    if parts := parse_mixture(name_or_path):
+        return mixture_name(tuple((resolve_source(name), share) for name, share in parts))
     path = Path(name_or_path).expanduser()
     if name_or_path.startswith(HUB):
         raise unknown("hub data set", name_or_path, hub_names())
@@ -107,6 +111,8 @@ def load_source(name_or_path: str) -> Source:
     name = resolve_source(name_or_path)
     catalogue = load_catalogue()
     minimum = 1
+    if parse_mixture(name):
+        raise InputError(f"source {name!r} is a mixture, which can serve for calibration, not for evaluation.")
     if name == RANDOM:
         raise InputError(
             "source 'random' has no documents: its windows are token ids drawn from the seed. "
@@ -157,6 +163,9 @@ def source_hash(name_or_path: str) -> str | None:
     Loads the documents of a path, a registered source or a hub data set.
     """
     name = resolve_source(name_or_path)
+    if parts := parse_mixture(name):
+        hashes = [source_hash(part) for part, _ in parts]
+        return content_hash(digest or "" for digest in hashes) if any(hashes) else None
     return None if name in load_catalogue().sources else content_hash(load_source(name).documents)
 
 

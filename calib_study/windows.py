@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from calib_study import paths
 from calib_study.errors import InputError, unknown
+from calib_study.mixtures import parse_mixture, windows_of_each
 from calib_study.sources import Part, content_hash, load_documents
 
 if TYPE_CHECKING:
@@ -61,12 +62,20 @@ def draw_windows(
     starts are drawn with replacement and may overlap.)
     `document`: `n_samples` different documents of at least `seq_len` tokens, one random window from each.
     (The papers' loader of C4, SlimPajama and DCLM; there, a document may be drawn twice.)
+    A mixture ("c4:0.7,code:0.3") gives each source its share of the windows, one source after the other.
     No special token is added at the start. The source `random` gives uniform token ids under either policy.
 
     Raises InputError if the source cannot supply that many, saying how many it has.
     """
     if policy not in POLICIES:
         raise unknown("policy", policy, POLICIES)
+    if parts := parse_mixture(source):
+        counts = windows_of_each(parts, n_samples)
+        drawn = [
+            draw_windows(name, tokenizer, n_samples=count, seq_len=seq_len, seed=seed, policy=policy, part=part)
+            for (name, _), count in zip(parts, counts, strict=True)
+        ]
+        return Windows(np.concatenate([w.tokens for w in drawn]), sum(w.n_documents for w in drawn))
     rng = np.random.default_rng(seed)
     if source == "random":
         return Windows(rng.integers(0, len(tokenizer), (n_samples, seq_len), dtype=np.int64), 0)

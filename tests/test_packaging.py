@@ -24,7 +24,7 @@ PACKAGE = ROOT / "calib_study"
 ORDER = """
     errors paths progress matmul
     methods catalogue package_index fetch specs
-    formats sources model_files preflight
+    formats mixtures sources model_files preflight
     windows layers models scores masks dsnot owl sparsegpt moments walk criteria prune perplexity
     records environment study verification export
     statistics frames verdicts parameters figure_style figures
