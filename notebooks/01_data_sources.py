@@ -205,8 +205,8 @@ for key, value in facts.items():
 
 # %% tags=["remove-cell"]
 for name, part in {"share_source": "source", "share_method": "method", "share_seed": "seed"}.items():
-    glue(name, f"{shares[part].mean:.1%}", display=False)
-glue("share_interaction", f"{shares['source x method'].mean:.1%}", display=False)
+    glue(name, f"{shares[part].mean:.2%}", display=False)
+glue("share_interaction", f"{shares['source x method'].mean:.2%}", display=False)
 mean = {tuple(row[:3]): row[3] for row in intervals[["method", "source", "dataset", "mean"]].fillna("").values}
 glue("dense_ppl_c4", f"{mean.get(('dense', '', 'c4'), float('nan')):.1f}", display=False)
 glue("wanda_c4_ppl_c4", f"{mean.get(('wanda', 'c4', 'c4'), float('nan')):.1f}", display=False)
