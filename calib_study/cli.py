@@ -11,6 +11,7 @@ import yaml
 
 from calib_study import __version__, paths
 from calib_study.errors import InputError, StudyError, unknown
+from calib_study.yaml_values import read_yaml
 
 LISTS = ("sources", "models", "methods", "notebooks", "profiles", "records")
 dtype_option = click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or auto.")
@@ -188,7 +189,7 @@ def _yaml_mapping(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"parameter file {file}: no such file.")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"parameter file {file} is not YAML: {error}") from error
     if not isinstance(content, dict):
@@ -199,7 +200,7 @@ def _yaml_mapping(file: Path) -> dict[str, Any]:
 def _literal(text: str) -> Any:
     """Return a command line value as YAML reads it: numbers, true, [a, b]; otherwise the text itself."""
     try:
-        return yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError:
         return text
 

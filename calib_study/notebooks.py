@@ -14,6 +14,7 @@ from typing import Any
 
 from calib_study import paths
 from calib_study.errors import InputError, StudyError, unknown
+from calib_study.yaml_values import read_yaml
 
 Validator = Callable[[str, dict[str, Any]], Any]  # (slug, given) -> a pydantic model with the checked values
 SHOWN_LINES = 12  # of a failed cell's traceback, so that the error fits one screen
@@ -57,12 +58,11 @@ def profile_parameters(slug: str, profile: str) -> dict[str, Any]:
 
     Raises InputError if the notebook has no such profile or the file is not a list of `name: value`.
     """
-    import yaml
 
     if profile not in profile_names(slug):
         raise unknown(f"profile of {slug}", profile, profile_names(slug))
     path = notebooks_dir() / "profiles" / f"{slug}.{profile}.yml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    content = read_yaml(path.read_text(encoding="utf-8")) or {}
     if not isinstance(content, dict):
         raise InputError(f"{path} should hold one `name: value` a line, not {type(content).__name__}.")
     return {str(name): value for name, value in content.items()}

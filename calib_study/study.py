@@ -87,11 +87,12 @@ class Laboratory:
         windows = self.calibration_windows(spec)
         self.dense.restore()
         tokens = windows.tokens if windows else None
-        request: Request | list[Request] = Request(
+        alike = Request(
             method_named(spec.method), spec.sparsity, Pattern.parse(spec.pattern), spec.seed, dict(spec.options or ())
         )
-        if spec.allocation is not None and tokens is not None and isinstance(request, Request):
-            request = allocated(self.dense.model, request, tokens, spec.allocation, progress=progress)
+        request: Request | list[Request] = alike
+        if spec.allocation is not None and tokens is not None:
+            request = allocated(self.dense.model, alike, tokens, spec.allocation, progress=progress)
         prune_(self.dense.model, request, tokens, schedule=spec.schedule, progress=progress)
         return windows
 

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "calib_study"
 
 # A module may import only those before it. A new module is added where it belongs.
 ORDER = """
-    errors paths progress matmul
+    errors paths progress matmul yaml_values
     methods catalogue package_index fetch specs
     formats mixtures sources model_files preflight
     windows layers models scores masks dsnot owl sparsegpt moments walk criteria prune perplexity
