@@ -4,24 +4,29 @@ Source of the block-by-block schedule: the driver shared by Wanda and SparseGPT 
 Alistarh 2023, section 3). Embeddings, norms and lm_head are untouched.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from calib_study import scores
 from calib_study.criteria import Request, prune_group_
+from calib_study.dense_moments import dense_moments
 from calib_study.errors import InputError
 from calib_study.layers import Layer, all_layers, block_layers, decoder_blocks
 from calib_study.methods import Pattern
+from calib_study.moment_cache import MomentCache
 from calib_study.moments import InputMoments
 from calib_study.owl import allocate, allocate_n_m, outlier_share
 from calib_study.progress import bar
 from calib_study.specs import Owl
 from calib_study.walk import Walk
 from calib_study.windows import Tokens
+
+GroupPruner = Callable[[Sequence[str], InputMoments], None]  # prunes the layers of those names, which share an input
 
 
 def prune_(
@@ -30,6 +35,7 @@ def prune_(
     tokens: Tokens | None = None,
     *,
     schedule: str = "block",
+    cache: MomentCache | None = None,
     progress: bool = True,
 ) -> None:
     """Prune every block linear of `model` in place.
@@ -40,6 +46,7 @@ def prune_(
         schedule: when statistics are taken. "block" (the papers'): of the dense block, on inputs from the pruned
             blocks before it; two passes. "sequential": of each layer's input when it arrives, from the pruned
             layers before it in its own block too; one pass. "dense": of the dense model alone; one pass.
+        cache: where statistics of the dense model are kept; under "dense", windows seen before then cost no pass.
 
     Raises InputError for a pattern that does not fit a layer, before any work, and NumericalError, with the
     layer's name, if activations are not finite. Hooks, training flag and cache setting are restored in any case.
@@ -53,32 +60,46 @@ def prune_(
         return
     if method.needs_calibration and tokens is None:
         raise InputError(f"method {method.name!r} needs calibration windows, and got none.")
+    gram = method.statistics == "gram"
+    pruners = [
+        partial(_prune_group_, f"{prefix}.{index}", block_layers(block), wanted)
+        for index, (block, wanted) in enumerate(zip(blocks, requests, strict=True))
+    ]
     with torch.no_grad(), evaluation_mode(model), bar(len(blocks), "pruning", "block", shown=progress) as done:
-        walk = Walk(model, tokens) if method.needs_calibration and tokens is not None else None
-        for index, (block, wanted) in enumerate(zip(blocks, requests, strict=True)):
-            _prune_block_(walk, index, f"{prefix}.{index}", block, wanted, schedule, last=index + 1 == len(blocks))
-            done.update()
+        if not method.needs_calibration or tokens is None:
+            for prune_group, block in zip(pruners, blocks, strict=True):
+                prune_group(list(block_layers(block)), None)
+                done.update()
+        elif schedule == "dense":
+            seen = dense_moments(model, tokens, gram=gram, cache=cache)
+            for prune_group, inputs in zip(pruners, seen, strict=True):
+                for names, moments in inputs:
+                    prune_group(names, moments)
+                done.update()
+        else:
+            walk = Walk(model, tokens)
+            for index, prune_group in enumerate(pruners):
+                _prune_block_(walk, index, prune_group, schedule, gram=gram)
+                done.update()
 
 
-def _prune_block_(
-    walk: Walk | None, index: int, name: str, block: nn.Module, request: Request, schedule: str, *, last: bool
+def _prune_group_(
+    block: str, layers: Mapping[str, Layer], request: Request, names: Sequence[str], moments: InputMoments | None
 ) -> None:
-    """Prune one block and bring the hidden states to the next."""
-    layers, gram = block_layers(block), request.method.statistics == "gram"
+    """Prune some layers of a block that share an input."""
+    prune_group_({f"{block}.{name}": layers[name] for name in names}, moments, request)
 
-    def prune_group(names: Sequence[str], moments: InputMoments | None) -> None:
-        prune_group_({f"{name}.{member}": layers[member] for member in names}, moments, request)
 
-    if walk is None:
-        prune_group(list(layers), None)
-    elif schedule == "sequential":
+def _prune_block_(walk: Walk, index: int, prune_group: GroupPruner, schedule: str, *, gram: bool) -> None:
+    """Prune one block by statistics of inputs from pruned blocks, and bring the hidden states to the next."""
+    if schedule == "sequential":
         walk.advance_pruning(index, prune_group, gram=gram)
-    else:
-        moments = walk.moments(index, gram=gram, advance=schedule == "dense" and not last)
-        for first, names in walk.groups(index).items():
-            prune_group(names, moments[first])
-        if schedule == "block" and not last:
-            walk.advance(index)
+        return
+    moments = walk.moments(index, gram=gram)
+    for first, names in walk.groups(index).items():
+        prune_group(names, moments[first])
+    if index + 1 < len(walk.blocks):
+        walk.advance(index)
 
 
 def check_pattern(prefix: str, layers: dict[str, Layer], pattern: Pattern) -> None:
@@ -91,18 +112,26 @@ def check_pattern(prefix: str, layers: dict[str, Layer], pattern: Pattern) -> No
             )
 
 
-def allocated(model: nn.Module, request: Request, tokens: Tokens, owl: Owl, *, progress: bool = True) -> list[Request]:
-    """Return one request for each block: OWL's share of the sparsity, from one pass of the dense model.
+def allocated(
+    model: nn.Module,
+    request: Request,
+    tokens: Tokens,
+    owl: Owl,
+    *,
+    cache: MomentCache | None = None,
+    progress: bool = True,
+) -> list[Request]:
+    """Return one request for each block: OWL's share of the sparsity, from statistics of the dense model.
 
+    That is one pass, or none for windows whose statistics `cache` has.
     Source: Yin et al. 2024, section 3: blocks with more outliers among their Wanda scores lose fewer weights.
     """
     blocks = decoder_blocks(model)[1]
     outliers = []
     with torch.no_grad(), evaluation_mode(model), bar(len(blocks), "outliers", "block", shown=progress) as done:
-        walk = Walk(model, tokens)
-        for index, block in enumerate(blocks):
-            moments = walk.moments(index, gram=False, advance=True)
-            worth = [scores.wanda(layer.weight(), moments[name].norms()) for name, layer in block_layers(block).items()]
+        for block, inputs in zip(blocks, dense_moments(model, tokens, gram=False, cache=cache), strict=True):
+            layers = block_layers(block)
+            worth = [scores.wanda(layers[name].weight(), seen.norms()) for names, seen in inputs for name in names]
             outliers.append(outlier_share(worth, owl.outlier_multiple))
             done.update()
     if request.pattern.structured:

@@ -20,6 +20,7 @@ from calib_study.matmul import select_float32_matmul
 from calib_study.methods import Pattern, method_named
 from calib_study.model_files import ModelRef, resolve_model
 from calib_study.models import DenseModel, load_model
+from calib_study.moment_cache import MomentCache
 from calib_study.perplexity import perplexity
 from calib_study.preflight import check_specs
 from calib_study.progress import bar
@@ -48,6 +49,8 @@ class Laboratory:
         self.dense: DenseModel = load_model(ref, dtype=dtype, device=device)
         self.weights_sha256 = self.dense.weights_sha256()
         self.tokens_file = tokens_file
+        # statistics of the dense model depend on its weights, whatever file they came from, and on the arithmetic
+        self.cache = MomentCache(f"{self.weights_sha256}:{dtype}:{device}:{self.matmul}")
         self.held_out = lru_cache(maxsize=None)(self._held_out)
 
     def calibration_windows(self, spec: RunSpec) -> Windows | None:
@@ -92,8 +95,8 @@ class Laboratory:
         )
         request: Request | list[Request] = alike
         if spec.allocation is not None and tokens is not None:
-            request = allocated(self.dense.model, alike, tokens, spec.allocation, progress=progress)
-        prune_(self.dense.model, request, tokens, schedule=spec.schedule, progress=progress)
+            request = allocated(self.dense.model, alike, tokens, spec.allocation, cache=self.cache, progress=progress)
+        prune_(self.dense.model, request, tokens, schedule=spec.schedule, cache=self.cache, progress=progress)
         return windows
 
     def evaluate(self, spec: RunSpec) -> tuple[Metric, ...]:
