@@ -99,7 +99,7 @@ class PruneJob:
         from calib_study.study import Laboratory
 
         lab = Laboratory(self.ref, dtype=self.spec.dtype, device=self.device, tokens_file=self.tokens_file)
-        record = lab.run(self.spec, progress=True)
+        record = lab.run(self.spec, progress=True).record
         self._write(lab, record.to_json(), lab.calibration_windows(self.spec))
         echo(f"{self.spec.title}: {record.sparsity.overall:.4%} of the block linears' weights are zero.")
         for metric in record.metrics:

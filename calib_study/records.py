@@ -2,10 +2,12 @@
 
 One JSON file per record, named by its run_id, written under a temporary name and renamed. So any number of
 processes can share a folder, a killed run loses only what it was computing, and no reader sees half a file.
+What a run knows item by item (a sample of its masks, the answers to each question) is in a file of arrays beside it.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +15,7 @@ from filelock import FileLock
 from pydantic import ConfigDict, Field, ValidationError
 
 from calib_study import paths
+from calib_study.array_files import Array, from_bytes, to_bytes
 from calib_study.errors import StudyError
 from calib_study.specs import Frozen, RunSpec, problem_lines
 
@@ -85,7 +88,11 @@ class Environment(Part):
 
 
 class Record(Part):
-    """One finished run."""
+    """One finished run.
+
+    Attributes:
+        arrays_sha256: hash of the file of arrays beside the record; None if it has none.
+    """
 
     schema_version: Literal[1] = 1
     run_id: str = Field(pattern=r"^[0-9a-f]{16}$")
@@ -97,6 +104,7 @@ class Record(Part):
     stages: tuple[Stage, ...]
     environment: Environment
     finished: str
+    arrays_sha256: str | None = None
 
     def metric(self, name: str, dataset: str) -> Metric:
         """Return the metric of that name on that data set. Raises StudyError if the record has none."""
@@ -158,13 +166,38 @@ class Store:
                     raise StudyError(f"{error}\nTo compute this run again, remove {file}") from error
         return None
 
-    def put(self, record: Record) -> Path:
-        """Write a record; return its path. The file appears whole or not at all."""
+    def put(self, record: Record, arrays: Mapping[str, Array] | None = None) -> Path:
+        """Write a record, and before it the arrays that belong to it; return its path.
+
+        Each file appears whole or not at all, the record last.
+        """
+        if arrays:
+            content = to_bytes(arrays)
+            record = record.model_copy(update={"arrays_sha256": hashlib.sha256(content).hexdigest()})
+            with paths.atomic_path(self.write_dir / f"{record.run_id}.npz") as part:
+                part.write_bytes(content)
         file = self.write_dir / f"{record.run_id}.json"
         text = record.to_json()
         with paths.atomic_path(file) as part:
             part.write_text(text, encoding="utf-8")
         return file
+
+    def arrays(self, record: Record) -> dict[str, Array]:
+        """Return the arrays of a record, empty if it has none. Raises StudyError if their file is lost or changed."""
+        if record.arrays_sha256 is None:
+            return {}
+        name = f"{record.run_id}.npz"
+        for folder in self.read_dirs:
+            try:
+                content = (folder / name).read_bytes()
+            except FileNotFoundError:
+                continue
+            if hashlib.sha256(content).hexdigest() == record.arrays_sha256:
+                return from_bytes(content, name)
+        raise StudyError(
+            f"{name}: the arrays of record {record.run_id} are missing or were changed. To compute the run again, "
+            f"remove {record.run_id}.json."
+        )
 
     def claim(self, run_id: str) -> FileLock:
         """Return the lock that a process holds while it computes a run; the system frees it if the process dies."""

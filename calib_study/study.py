@@ -5,17 +5,20 @@ the store does not have. Nothing else writes records.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from calib_study.array_files import Array
 from calib_study.criteria import Request
 from calib_study.environment import describe_environment, peak_memory_mb
 from calib_study.errors import InputError, NumericalError
+from calib_study.mask_samples import sample_mask
 from calib_study.matmul import select_float32_matmul
 from calib_study.methods import Pattern, method_named
 from calib_study.model_files import ModelRef, resolve_model
@@ -133,8 +136,8 @@ class Laboratory:
             ]
         return tuple(metrics)
 
-    def run(self, spec: RunSpec, *, progress: bool = False) -> Record:
-        """Prune and evaluate; return the record, which the caller stores. The model is left pruned."""
+    def run(self, spec: RunSpec, *, progress: bool = False) -> "Run":
+        """Prune and evaluate; return the run, which the caller stores. The model is left pruned."""
         if (spec.model, spec.dtype) != (self.dense.ref.name, self.dtype):
             loaded = f"{self.dense.ref.name} in {self.dtype}"
             raise InputError(f"the run is of {spec.model} in {spec.dtype}, but {loaded} is loaded.")
@@ -149,7 +152,7 @@ class Laboratory:
             facts = CalibrationFacts(
                 tokens_sha256=windows.sha256, n_tokens=windows.tokens.size, n_documents=windows.n_documents
             )
-        return Record(
+        record = Record(
             run_id=spec.run_id,
             spec=spec,
             model_sha256=self.weights_sha256,
@@ -160,6 +163,15 @@ class Laboratory:
             environment=describe_environment(self.device, self.matmul),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        return Run(record, sample_mask(self.dense.model).arrays())
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run produced: its record, and the arrays that `Store.put` writes beside it."""
+
+    record: Record
+    arrays: Mapping[str, Array]
 
 
 @contextmanager
@@ -219,7 +231,8 @@ def _compute(missing: dict[str, RunSpec], ref: ModelRef, device: str, store: Sto
                             continue
                         shown.set_postfix_str(spec.title)
                         lab = lab or Laboratory(ref, dtype=spec.dtype, device=device)
-                        store.put(lab.run(spec))
+                        done = lab.run(spec)
+                        store.put(done.record, done.arrays)
                 del waiting[run_id]
                 finished += 1
                 shown.update()

@@ -67,7 +67,7 @@ def verify(
                 ref = resolve_model(model or record.spec.model)
                 labs = {key: Laboratory(ref, dtype=record.spec.dtype, device=device)}
             check_specs([record.spec], labs[key].dense.ref)
-            comparisons += compare(record, labs[key].run(record.spec), tolerance)
+            comparisons += compare(record, labs[key].run(record.spec).record, tolerance)
             shown.update()
     return comparisons
 

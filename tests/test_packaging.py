@@ -25,7 +25,7 @@ ORDER = """
     errors paths progress matmul yaml_values
     methods catalogue package_index fetch specs
     formats mixtures sources model_files preflight
-    windows layers models scores masks dsnot owl sparsegpt moments walk moment_cache dense_moments criteria prune
+    windows array_files layers mask_samples models scores masks dsnot owl sparsegpt moments walk moment_cache dense_moments criteria prune
     perplexity
     records environment study verification export
     statistics frames verdicts parameters figure_style figures

@@ -281,3 +281,36 @@ def test_the_table_has_a_row_for_each_metric() -> None:
 
 def test_a_table_of_nothing_has_no_rows() -> None:
     assert len(to_frame([])) == 0
+
+
+# --- arrays beside records --------------------------------------------------------------------------------
+
+ARRAYS = {"bits": np.arange(5, dtype=np.uint8)}
+
+
+def test_arrays_are_kept_beside_their_record(store: Store) -> None:
+    store.put(record(), ARRAYS)
+    found = store.get(WANDA.run_id)
+    assert found is not None
+    assert list(store.arrays(found)) == ["bits"]
+    np.testing.assert_array_equal(store.arrays(found)["bits"], ARRAYS["bits"])
+    assert sorted(file.suffix for file in store.write_dir.iterdir()) == [".json", ".npz"]
+    assert store.scan()[1] == []
+
+
+def test_a_record_without_arrays_has_none(store: Store) -> None:
+    store.put(record())
+    found = store.get(WANDA.run_id)
+    assert found is not None
+    assert found.arrays_sha256 is None
+    assert store.arrays(found) == {}
+
+
+@pytest.mark.parametrize("change", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:-1])])
+def test_lost_or_changed_arrays_are_reported(store: Store, change: Any) -> None:
+    store.put(record(), ARRAYS)
+    found = store.get(WANDA.run_id)
+    assert found is not None
+    change(store.write_dir / f"{WANDA.run_id}.npz")
+    with pytest.raises(StudyError, match=rf"{WANDA.run_id}\.npz.*missing or were changed"):
+        store.arrays(found)
