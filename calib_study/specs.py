@@ -59,16 +59,54 @@ class Calibration(Frozen):
 
 
 class Evaluation(Frozen):
-    """What is measured: perplexity on held-out text of these sources, in windows of `seq_len` tokens.
+    """What is measured: perplexity on held-out text of these sources, in windows of `seq_len` tokens, and tasks.
 
     `source_hashes`, one for each source, pin texts of the user's; None where the catalogue does, and as a whole if
-    it pins them all. `preflight.evaluation_of` fills them.
+    it pins them all. `preflight.evaluation_of` fills them. `divergence` compares predictions on the same windows with
+    those of the dense model, or of another one, `reference`, pinned by its hash.
+
+    A specification without tasks and divergence has the `run_id` that it had before there were any; so they are None
+    rather than empty or False.
     """
 
     sources: tuple[str, ...] = ("c4", "wikipedia", "code", "instruct")
     seq_len: int = Field(default=512, ge=8)
     n_windows: int = Field(default=8, ge=1, description="windows of each source")
     source_hashes: tuple[str | None, ...] | None = None
+    divergence: Literal[True] | None = None
+    reference: str | None = None
+    reference_hash: str | None = None
+    tasks: tuple[str, ...] | None = Field(default=None, min_length=1)
+    task_limit: int | None = Field(default=None, ge=1, description="items of each task, drawn once; None: all")
+    shots: int | None = Field(default=None, ge=0, description="examples before each item; None: the task's own number")
+
+    @field_validator("tasks")
+    @classmethod
+    def _one_of_each(cls, tasks: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if tasks is not None and len(set(tasks)) < len(tasks):
+            raise problem("each task can be asked once only.")
+        return tasks
+
+    @field_validator("divergence")
+    @classmethod
+    def _on_some_text(cls, divergence: Literal[True] | None, info: ValidationInfo) -> Literal[True] | None:
+        if divergence and not info.data.get("sources"):
+            raise problem("name the held-out text on which predictions are compared.")
+        return divergence
+
+    @field_validator("reference", "reference_hash")
+    @classmethod
+    def _of_divergence(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is not None and info.data.get("divergence") is None:
+            raise problem("a reference is for divergence, which was not asked.")
+        return name
+
+    @field_validator("task_limit", "shots")
+    @classmethod
+    def _of_tasks(cls, number: int | None, info: ValidationInfo) -> int | None:
+        if number is not None and info.data.get("tasks") is None:
+            raise problem("there are no tasks that it could be about.")
+        return number
 
     @field_validator("sources")
     @classmethod

@@ -35,6 +35,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "evaluation.seq_len": {"evaluation": Evaluation(seq_len=511)},
     "evaluation.n_windows": {"evaluation": Evaluation(n_windows=9)},
     "evaluation.source_hashes": {"evaluation": Evaluation(source_hashes=("ab", None, None, None))},
+    "evaluation.divergence": {"evaluation": Evaluation(divergence=True)},
+    "evaluation.reference": {"evaluation": Evaluation(divergence=True, reference="other")},
+    "evaluation.reference_hash": {"evaluation": Evaluation(divergence=True, reference="a", reference_hash="ab")},
+    "evaluation.tasks": {"evaluation": Evaluation(tasks=("piqa",))},
+    "evaluation.task_limit": {"evaluation": Evaluation(tasks=("piqa",), task_limit=100)},
+    "evaluation.shots": {"evaluation": Evaluation(tasks=("piqa",), shots=0)},
 }
 
 
@@ -211,3 +217,21 @@ def test_owl_reads_text_whatever_the_method() -> None:
 def test_a_method_without_an_n_m_form_is_refused_one() -> None:
     with pytest.raises(InputError, match="method 'wanda_variant' has no N:M form"):
         make_spec(**BASE | {"method": "wanda_variant", "pattern": "2:4"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tasks": ("piqa", "piqa")}, "each task can be asked once"),
+        ({"tasks": ()}, "at least 1 item"),
+        ({"tasks": ("piqa",), "task_limit": 0}, "greater than or equal to 1"),
+        ({"task_limit": 5}, "no tasks"),
+        ({"shots": 5}, "no tasks"),
+        ({"sources": (), "divergence": True}, "name the held-out text"),
+        ({"reference": "other"}, "divergence, which was not asked"),
+        ({"divergence": False}, "True"),
+    ],
+)
+def test_an_evaluation_that_makes_no_sense_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Evaluation(**fields)
