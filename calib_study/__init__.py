@@ -10,5 +10,7 @@ __version__ = "0.1.0"
 
 # torch's worker threads otherwise spin while they wait for each other. As soon as another program shares the cores,
 # spinning threads keep the working ones from running: a small run took 17 s instead of 2 s on a busy 2-core machine.
-# It can only be set before torch is loaded, hence here; a setting of the user's own is left alone.
+# The same goes for numpy's threads, which by default spin for 2^26 cycles after each product.
+# Both can only be set before the libraries are loaded, hence here; a setting of the user's own is left alone.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")

@@ -1,5 +1,7 @@
 """The command line, `calib-study`. Each command checks what it was given before anything slow is imported."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +15,7 @@ from calib_study import __version__, paths
 from calib_study.errors import InputError, StudyError, unknown
 from calib_study.yaml_values import read_yaml
 
+BENCHMARKS = {"prune": "prune_cost.py", "scaling": "scaling.py", "harness": "harness.py"}
 LISTS = ("sources", "models", "methods", "notebooks", "profiles", "records")
 dtype_option = click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or auto.")
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps ...")
@@ -233,6 +236,23 @@ def verify(sample: int, everything: bool, seed: int | None, tolerance: float | N
     click.echo(text)
     if not agrees:
         raise StudyError("some numbers could not be reproduced; see the lines marked DIFFERS.")
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("name")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(name: str, arguments: tuple[str, ...]) -> None:
+    """Measure speed and memory here: prune, scaling or harness. ARGUMENTS go to the benchmark; see NAME --help.
+
+    One thread, so that figures compare; a few minutes.
+    """
+    if name not in BENCHMARKS:
+        raise unknown("benchmark", name, BENCHMARKS)
+    script = paths.root() / "benchmarks" / BENCHMARKS[name]
+    finished = subprocess.run(
+        [sys.executable, str(script), *arguments], env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, check=False
+    )
+    sys.exit(finished.returncode)
 
 
 def main() -> None:
