@@ -44,8 +44,8 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     >>> mean_interval([1.0, 2.0, 3.0]).mean
     2.0
     """
-    x = _finite(values, 1, "mean_interval", "(n,)")
-    _check_level(level)
+    x = finite_array(values, 1, "mean_interval", "(n,)")
+    check_level(level)
     mean, n = float(x.mean()), len(x)
     if n == 1:
         return Interval(mean, None, None, 1)
@@ -62,8 +62,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Interv
     >>> paired_difference([3.0, 5.0], [1.0, 3.0])
     Interval(mean=2.0, low=2.0, high=2.0, n=2)
     """
-    x = _finite(a, 1, "paired_difference", "(n_seeds,)")
-    y = _finite(b, 1, "paired_difference", "(n_seeds,)")
+    x = finite_array(a, 1, "paired_difference", "(n_seeds,)")
+    y = finite_array(b, 1, "paired_difference", "(n_seeds,)")
     if x.shape != y.shape:
         raise InputError(f"paired_difference pairs by seed, but got shapes {x.shape} and {y.shape}.")
     return mean_interval(x - y, level)
@@ -93,8 +93,8 @@ def bootstrap_interval(
     >>> bootstrap_interval([4.0, 4.0, 4.0], np.median, seed=0)
     Interval(mean=4.0, low=4.0, high=4.0, n=3)
     """
-    x = _finite(values, None, "bootstrap_interval", "(n, ...)")
-    _check_level(level)
+    x = finite_array(values, None, "bootstrap_interval", "(n, ...)")
+    check_level(level)
     n = len(x)
     if n < 2 or n_resamples < 100:
         raise InputError(f"bootstrap_interval needs n >= 2 and n_resamples >= 100, got {n} and {n_resamples}.")
@@ -123,9 +123,9 @@ def probability_of_superiority(a: ArrayLike, b: ArrayLike, level: float = 0.95) 
     >>> probability_of_superiority([1.0, 2.0], [1.0, 0.0]).mean
     0.875
     """
-    x = _finite(a, 1, "probability_of_superiority", "(n,)")
-    y = _finite(b, 1, "probability_of_superiority", "(n,)")
-    _check_level(level)
+    x = finite_array(a, 1, "probability_of_superiority", "(n,)")
+    y = finite_array(b, 1, "probability_of_superiority", "(n,)")
+    check_level(level)
     above = x[:, None] - y[None, :]
     p = float(np.mean((above > 0) + 0.5 * (above == 0)))
     z2 = float(stats.norm.ppf((1 + level) / 2)) ** 2
@@ -174,7 +174,7 @@ def variance_shares_interval(values: ArrayLike, level: float = 0.95) -> dict[str
     Raises InputError as `variance_shares`, and for fewer than three seeds.
     """
     x = _layout(values, "variance_shares_interval", least=3)
-    _check_level(level)
+    check_level(level)
     n = x.shape[2]
     sums = np.stack([_sums_of_squares(x)] + [_sums_of_squares(np.delete(x, i, axis=2)) for i in range(n)])
     if np.any(sums.sum(axis=1) == 0):
@@ -225,7 +225,7 @@ def same_source_null(values: ArrayLike, *, seed: int, n_draws: int = 10_000) -> 
         seed: of the dealing. n_draws: number of deals; the smallest p value is 1 / (1 + n_draws).
     Raises InputError for another shape or no spread within sources.
     """
-    x = _finite(values, 2, "same_source_null", "(n_sources, n_seeds)")
+    x = finite_array(values, 2, "same_source_null", "(n_sources, n_seeds)")
     n_sources, n_seeds = x.shape
     if n_sources < 2 or n_seeds < 2:
         raise InputError(f"same_source_null needs at least 2 sources and 2 seeds, got shape {x.shape}.")
@@ -269,7 +269,7 @@ def _sums_of_squares(x: Floats) -> Floats:
 
 def _layout(values: ArrayLike, caller: str, least: int) -> Floats:
     """Return values as (n_sources, n_methods, n_seeds) with at least `least` seeds and some spread."""
-    x = _finite(values, 3, caller, "(n_sources, n_methods, n_seeds)")
+    x = finite_array(values, 3, caller, "(n_sources, n_methods, n_seeds)")
     if x.shape[2] < least:
         raise InputError(f"{caller} needs at least {least} seeds in every cell, got shape {x.shape}.")
     if np.ptp(x) <= 1e-12 * float(np.abs(x).max()):
@@ -277,7 +277,7 @@ def _layout(values: ArrayLike, caller: str, least: int) -> Floats:
     return x
 
 
-def _finite(values: ArrayLike, ndim: int | None, caller: str, wanted: str) -> Floats:
+def finite_array(values: ArrayLike, ndim: int | None, caller: str, wanted: str) -> Floats:
     """Return values as float64; InputError for a wrong shape, no values, or one that is not finite."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim == 0 or (ndim is not None and x.ndim != ndim) or x.size == 0:
@@ -287,6 +287,6 @@ def _finite(values: ArrayLike, ndim: int | None, caller: str, wanted: str) -> Fl
     return x
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
     if not 0 < level < 1:
         raise InputError(f"level is a confidence in (0, 1), for example 0.95; got {level}.")
