@@ -16,7 +16,7 @@ from calib_study.errors import InputError, StudyError, unknown
 from calib_study.yaml_values import read_yaml
 
 BENCHMARKS = {"prune": "prune_cost.py", "scaling": "scaling.py", "harness": "harness.py"}
-LISTS = ("sources", "models", "methods", "notebooks", "profiles", "records")
+LISTS = ("sources", "models", "methods", "tasks", "notebooks", "profiles", "records")
 dtype_option = click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or auto.")
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps ...")
 
@@ -51,7 +51,7 @@ def fetch(names: tuple[str, ...], accept: tuple[str, ...], from_dir: Path | None
 @app.command("list")
 @click.argument("what")
 def list_(what: str) -> None:
-    """List sources, models, methods, notebooks, profiles or records."""
+    """List sources, models, methods, tasks, notebooks, profiles or records."""
     if what not in LISTS:
         raise unknown("list", what, LISTS)
     rows = _LISTERS[what]()
@@ -86,6 +86,13 @@ def _list_methods() -> list[tuple[str, str]]:
     ]
 
 
+def _list_tasks() -> list[tuple[str, str]]:
+    from calib_study.catalogue import load_catalogue
+
+    rows = [(task.name, f"{task.summary} ({task.licence})") for task in load_catalogue().tasks.values()]
+    return [*rows, ("hub:NAME", "any other task of lm-evaluation-harness; needs a network")]
+
+
 def _list_notebooks() -> list[tuple[str, str]]:
     from calib_study.notebooks import notebook_names, profile_names
 
@@ -115,6 +122,7 @@ _LISTERS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "sources": _list_sources,
     "models": _list_models,
     "methods": _list_methods,
+    "tasks": _list_tasks,
     "notebooks": _list_notebooks,
     "profiles": _list_profiles,
     "records": _list_records,
@@ -165,6 +173,29 @@ def prune(**options: Any) -> None:
     job = PruneJob.checked(**options, options=chosen, owl=allocation)
     job.run(echo=partial(click.echo, err=True))
     click.echo(str(job.out))
+
+
+@app.command()
+@click.argument("model")
+@click.option("--tasks", default="", metavar="NAMES", help="E.g. piqa,arc_easy; see `calib-study list tasks`.")
+@click.option("--limit", type=int, help="Score this many items of each task, the same for every model.  [default: all]")
+@click.option("--shots", type=int, help="Examples before each item.  [default: the task's own number]")
+@click.option("--perplexity", "texts", default="", metavar="SOURCES", help="Held-out text, e.g. c4,wikipedia.")
+@click.option("--divergence-from", metavar="DENSE", help="Compare predictions with those of this model.")
+@click.option("--seq-len", type=int, default=512, show_default=True, help="Tokens in a window of held-out text.")
+@click.option("--windows", "n_windows", type=int, default=8, show_default=True, help="Windows of each text.")
+@click.option("--remote-code", is_flag=True, help="Run the Python code that the model brings. Read it first.")
+@dtype_option
+@device_option
+def evaluate(tasks: str, texts: str, **options: Any) -> None:
+    """Score MODEL (a name, a directory, a GGUF file or a hub id) as it is; print a table and keep a record."""
+    from calib_study.evaluate import EvaluateJob
+
+    EvaluateJob.checked(tasks=_names(tasks), sources=_names(texts), **options).run(echo=click.echo)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 @app.command()

@@ -10,13 +10,12 @@ from typing import Any
 from calib_study.errors import InputError
 from calib_study.methods import Pattern, method_named
 from calib_study.model_files import ModelRef, resolve_model
-from calib_study.preflight import check_new_directory, check_specs, evaluation_of
+from calib_study.preflight import check_new_directory, check_specs, dtype_on, evaluation_of
 from calib_study.sources import resolve_source, source_hash
 from calib_study.specs import RunSpec, checked_owl, make_spec
 from calib_study.windows import Windows, load_tokens
 
 N_SAMPLES, SEQ_LEN, EVAL_SEQ_LEN = 32, 256, 512
-DTYPES = ("float32", "bfloat16", "auto")
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class PruneJob:
             "schedule": schedule,
             "options": options,
             "allocation": None if owl is None else checked_owl(**owl),
-            "dtype": _dtype(dtype, device),
+            "dtype": dtype_on(device, dtype),
             "evaluation": evaluation_of(
                 [name.strip() for name in evaluate.split(",") if name.strip()],
                 seq_len=min(EVAL_SEQ_LEN, ref.context_length or EVAL_SEQ_LEN),
@@ -155,14 +154,3 @@ def _checked_output(out: Path, ref: ModelRef) -> Path:
     if ref.location is not None and out == Path(ref.location).resolve():
         raise InputError(f"output {out} is the model itself; name another directory.")
     return out
-
-
-def _dtype(dtype: str, device: str) -> str:
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r}: allowed are {', '.join(DTYPES)}.")
-    if dtype != "auto":
-        return dtype
-    from calib_study.models import check_device, choose_dtype
-
-    check_device(device)
-    return choose_dtype(dtype, device)

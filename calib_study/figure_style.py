@@ -41,7 +41,7 @@ class Line:
     """How a method is drawn as a line: colour and matplotlib line style."""
 
     colour: str
-    dash: str
+    dash: str | tuple[float, tuple[float, ...]]
 
 
 SOURCE_STYLE = {
@@ -59,15 +59,28 @@ SOURCE_STYLE = {
 }
 OTHER_SOURCES = tuple(Mark(c, m) for m in ("h", "p", "8") for c in (BLUE, RED, GREEN, ORANGE, PURPLE, BROWN))
 
-METHOD_STYLE = {
-    "dense": Line(MUTED, "--"),
+_METHODS = {
     "magnitude": Line(BLACK, "-."),
-    "magnitude_row": Line("#5A5A5A", (0, (3, 1, 1, 1, 1, 1))),  # type: ignore[arg-type]
-    "random": Line("#B0B0B0", ":"),
+    "magnitude_row": Line("#5A5A5A", (0, (3, 1, 1, 1, 1, 1))),
     "wanda": Line(BLUE, "-"),
+    "wanda_variant": Line(SKY, "-"),
     "sparsegpt": Line(RED, "-"),
     "dsnot": Line(GREEN, "-"),
-    "owl": Line(ORANGE, "-"),
+}
+METHOD_STYLE = {
+    "dense": Line(MUTED, "--"),
+    "random": Line("#B0B0B0", ":"),
+    **_METHODS,
+    # the same hue with OWL, in long dashes
+    **{f"{name}+owl": Line(style.colour, (0, (6, 2))) for name, style in _METHODS.items()},
+}
+METHOD_LABELS = {
+    "random": "random mask",
+    "magnitude_row": "magnitude in rows",
+    "wanda": "Wanda",
+    "wanda_variant": "Wanda, variant",
+    "sparsegpt": "SparseGPT",
+    "dsnot": "DSnoT",
 }
 
 
@@ -93,6 +106,16 @@ def source_label(name: str, longest: int = 20) -> str:
         return "random tokens"
     tail = name if len(name) <= longest else Path(name).name
     return tail if len(tail) <= longest else "…" + tail[-(longest + 1) :]
+
+
+def method_label(name: str) -> str:
+    """Return the name of a method as shown.
+
+    >>> method_label("wanda+owl"), method_label("magnitude")
+    ('Wanda + OWL', 'magnitude')
+    """
+    method, plus, _ = name.partition("+")
+    return METHOD_LABELS.get(method, method) + (" + OWL" if plus else "")
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """From the tidy frame of records to the tables that statistics and figures take.
 
-The tidy frame has one row per run and metric: run_id, model, method, sparsity, pattern, source, policy,
-n_samples, seq_len, seed, dtype, dataset, metric, value, unit, stderr, n. Methods that read no text have no
-source (None); the dense model is a run with method "dense".
+The tidy frame has one row per run and metric: run_id, model, method, sparsity, pattern, schedule, allocation,
+options, source, policy, n_samples, seq_len, seed, dtype, dataset, metric, value, unit, stderr, n. Methods that
+read no text have no source (None); the dense model is a run with method "dense".
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from calib_study.errors import InputError
 from calib_study.methods import METHODS
 from calib_study.statistics import mean_interval
 
-SETTING_COLUMNS = ("model", "dtype", "sparsity", "pattern", "policy", "n_samples", "seq_len")
-RUN_COLUMNS = ("run_id", "method", "source", "seed", *SETTING_COLUMNS)
+SETTING_COLUMNS = ("model", "dtype", "sparsity", "pattern", "schedule", "options", "policy", "n_samples", "seq_len")
+RUN_COLUMNS = ("run_id", "method", "allocation", "source", "seed", *SETTING_COLUMNS)
 FLOOR_SOURCE = "random"  # tokens drawn at random: a floor, never called the best or the worst text
 
 
@@ -116,7 +116,7 @@ def cells(
         if len(runs) > 1:
             raise InputError(
                 f"cells: {len(runs)} runs for {method}/{source}/seed {seed}; select one model, sparsity, "
-                "pattern, policy and size first."
+                "pattern, schedule, policy and size first."
             )
         if runs:
             array[index] = runs[0]
@@ -133,12 +133,15 @@ def advantage_table(frame: pd.DataFrame, method: str) -> pd.DataFrame:
 
     Perplexities are geometric means over seeds; the best is taken among real sources, so that the floor of
     random tokens may come out below zero. In nats per token; 0 is the best text for that set.
-    Raises InputError if the method has no run with a source, or a source lacks one of the sets.
+    Raises InputError if the method has no run with a source, its runs differ in more than source and seed, or a
+    source lacks one of the sets.
     """
     _need(frame, ("method", "metric", "source", "dataset", "value"), "advantage_table")
     rows = frame[(frame["metric"] == "perplexity") & (frame["method"] == method) & frame["source"].notna()]
     if rows.empty:
         raise InputError(f"advantage_table: no perplexity of method {method!r} with a calibration source.")
+    if mixed := mixed_settings(rows):
+        raise InputError(f"advantage_table compares sources at one setting, but {', '.join(mixed)} vary.")
     means = interval_table(rows, ["source", "dataset"], log=True)
     means["log"] = np.log(means["mean"])
     logs = means.pivot(index="source", columns="dataset", values="log")
@@ -146,6 +149,11 @@ def advantage_table(frame: pd.DataFrame, method: str) -> pd.DataFrame:
         raise InputError("advantage_table: every source needs every held-out set; some are missing.")
     real = logs.drop(index=FLOOR_SOURCE, errors="ignore")
     return logs - (real if len(real) else logs).min()
+
+
+def mixed_settings(rows: pd.DataFrame) -> list[str]:
+    """Return the columns of a setting, of those that the rows have, in which not all rows are alike."""
+    return [c for c in SETTING_COLUMNS if c in rows.columns and rows[c].nunique(dropna=False) > 1]
 
 
 def _seeded(method: str) -> bool:

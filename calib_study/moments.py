@@ -15,6 +15,10 @@ from calib_study.errors import NumericalError
 
 # Sums run in float32 over this many tokens, and beyond that in float64, so that they do not depend on the batch.
 TOKENS_PER_SUM = 128
+# The same for the products of two features, of which one more in float64 costs as much as hundreds of tokens do.
+ROWS_PER_PRODUCT = 8192
+# Panels of a Gram matrix: narrower ones waste less below the diagonal, wider ones multiply faster.
+COLUMNS_PER_PANEL = 144
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,85 @@ class InputMoments:
             )
 
 
+class MomentsSum:
+    """The moments of one input, added up batch by batch.
+
+    Sums are taken in float32, or in the input's dtype where that is wider, over at most TOKENS_PER_SUM tokens or
+    ROWS_PER_PRODUCT rows, and beyond that in float64. So no batch size changes them by more than rounding.
+
+    Args:
+        gram: whether the Gram matrix is wanted too.
+    """
+
+    def __init__(self, *, gram: bool) -> None:
+        self.n_batches = 0
+        self._seq_len = 0
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._gram = _GramSum() if gram else None
+
+    def add(self, batch: Tensor) -> None:
+        """Add an input (n, seq_len, d_in) of any floating dtype."""
+        x = batch.to(torch.promote_types(batch.dtype, torch.float32))
+        self.n_batches += 1
+        self._seq_len = x.shape[1]
+        self._pairs.append(_sequence_sums(x))
+        if self._gram is not None:
+            self._gram.add(x.reshape(-1, x.shape[-1]))
+
+    def total(self) -> InputMoments:
+        """Return the moments of all batches so far, sequences in the order they came."""
+        sums, squares = (torch.cat(column) for column in zip(*self._pairs, strict=True))
+        return InputMoments(sums, squares, self._seq_len, None if self._gram is None else self._gram.total())
+
+
+class _GramSum:
+    """X^T X, added up batch by batch. Only panels on and above the diagonal are multiplied; the rest is a copy."""
+
+    def __init__(self) -> None:
+        self._partial: Tensor | None = None  # float32, at most ROWS_PER_PRODUCT rows
+        self._total: Tensor | None = None  # float64, all rows before those
+        self._n_rows = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Add the products of rows (n_rows, d_in)."""
+        for some in rows.split(ROWS_PER_PRODUCT):  # type: ignore[no-untyped-call]
+            if self._n_rows + len(some) > ROWS_PER_PRODUCT:
+                self._flush()
+            if self._partial is None:
+                self._partial = some.new_zeros(some.shape[1], some.shape[1])
+            for panel in _panels(self._partial):
+                self._partial[panel, panel.start :].addmm_(some[:, panel].T, some[:, panel.start :])
+            self._n_rows += len(some)
+
+    def total(self) -> Tensor:
+        """Return the whole matrix in float64."""
+        self._flush()
+        assert self._total is not None
+        for panel in _panels(self._total):
+            self._total[panel.stop :, panel] = self._total[panel, panel.stop :].T
+        return self._total
+
+    def _flush(self) -> None:
+        """Move the partial sums to the total."""
+        if self._partial is not None:
+            self._total = self._partial.double() if self._total is None else self._total.add_(self._partial)
+        self._partial, self._n_rows = None, 0
+
+
+def _panels(square: Tensor) -> list[slice]:
+    """Return the column ranges in which a Gram matrix is computed."""
+    size = len(square)
+    return [slice(start, min(start + COLUMNS_PER_PANEL, size)) for start in range(0, size, COLUMNS_PER_PANEL)]
+
+
 def moments_of(batches: Sequence[Tensor], *, gram: bool) -> InputMoments:
     """Return the moments of an input seen in batches (n, seq_len, d_in), in order, of any floating dtype."""
-    pairs = [_sequence_sums(batch.float()) for batch in batches]
-    products = sum((_gram(batch.float()) for batch in batches[1:]), _gram(batches[0].float())) if gram else None
-    sums, squares = (torch.cat(column) for column in zip(*pairs, strict=True))
-    return InputMoments(sums, squares, batches[0].shape[1], products)
+    parts = []
+    for batch in batches:
+        part = MomentsSum(gram=gram)
+        part.add(batch)
+        parts.append(part.total())
+    return join(parts)
 
 
 def join(parts: Sequence[InputMoments]) -> InputMoments:
@@ -85,15 +162,6 @@ def _sequence_sums(x: Tensor) -> tuple[Tensor, Tensor]:
         return wide.sum(1), wide.square().sum(1)
     # numpy's einsum is several times faster on a CPU than torch's
     pieces = np.split(x.numpy(), range(TOKENS_PER_SUM, x.shape[1], TOKENS_PER_SUM), axis=1)
-    sums = np.sum([piece.sum(axis=1) for piece in pieces], axis=0, dtype=np.float64)
+    sums = np.sum([np.einsum("ntc->nc", piece) for piece in pieces], axis=0, dtype=np.float64)
     squares = np.sum([np.einsum("ntc,ntc->nc", piece, piece) for piece in pieces], axis=0, dtype=np.float64)
     return torch.from_numpy(sums), torch.from_numpy(squares)
-
-
-def _gram(x: Tensor) -> Tensor:
-    """Return X^T X of (n, seq_len, d_in), float64 from a float32 product."""
-    flat = x.reshape(-1, x.shape[-1])
-    if flat.device.type != "cpu":
-        return (flat.T @ flat).double()
-    array = flat.numpy()
-    return torch.from_numpy(array.T @ array).double()  # numpy calls the symmetric routine, twice as fast

@@ -1,9 +1,11 @@
 """The parameters of each notebook: names, types, ranges, and the check that every notebook makes first.
 
 papermill only warns about a name it does not know and never looks at types; `check` stops both before any work.
+A chapter with a grid of runs is put together from `Grid` and one class for each axis: `OneSparsity`, `OneSize`, ...
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
@@ -11,11 +13,21 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from calib_study.catalogue import RANDOM
 from calib_study.errors import InputError, unknown
-from calib_study.methods import Pattern, method_named
+from calib_study.methods import METHODS, Pattern, method_named
 from calib_study.model_files import resolve_model
-from calib_study.preflight import check_evaluation_source, check_lengths, evaluation_of
+from calib_study.preflight import check_evaluation_source, check_lengths, dtype_on, evaluation_of
+from calib_study.records import OWL_SUFFIX, default_owl
 from calib_study.sources import resolve_source, source_hash
-from calib_study.specs import Policy, RunSpec, agreeing_pattern, make_spec, passing, problem, problem_lines
+from calib_study.specs import (
+    Policy,
+    RunSpec,
+    Schedule,
+    agreeing_pattern,
+    make_spec,
+    passing,
+    problem,
+    problem_lines,
+)
 
 
 def _each_once(names: list[str]) -> list[str]:
@@ -24,8 +36,29 @@ def _each_once(names: list[str]) -> list[str]:
     return names
 
 
+def parse_method(name: str) -> tuple[str, bool]:
+    """Return the method that a name means, and whether OWL allocates its sparsity to the blocks ("wanda+owl").
+
+    Raises InputError with near matches for an unknown method, or one that has nothing to allocate.
+
+    >>> parse_method("wanda+owl")
+    ('wanda', True)
+    """
+    method = method_named(name.removesuffix(OWL_SUFFIX)).name
+    owl = name.endswith(OWL_SUFFIX)
+    if owl and method in ("dense", "random"):
+        raise InputError(f"method {method!r} has nothing to allocate; leave {OWL_SUFFIX!r} out.")
+    return method, owl
+
+
+def reads_text(name: str) -> bool:
+    """Return whether runs of a method, with or without OWL, depend on calibration text."""
+    method, owl = parse_method(name)
+    return owl or METHODS[method].needs_calibration
+
+
 Model = Annotated[str, passing(lambda name: resolve_model(name))]
-Method = Annotated[str, passing(method_named)]
+MethodName = Annotated[str, passing(parse_method)]
 # A path is made absolute, so that a source has one name wherever the notebook runs.
 Source = Annotated[str, passing(resolve_source), AfterValidator(resolve_source)]
 EvaluationSource = Annotated[str, passing(check_evaluation_source), AfterValidator(resolve_source)]
@@ -48,24 +81,15 @@ class DataPage(Parameters):
     example_characters: int = Field(ge=20, le=2000)
 
 
-class DataSources(Parameters):
-    """Parameters of 01_data_sources: a grid of sources x methods x seeds at one sparsity."""
+# --- what grids are put together from ---------------------------------------------------------------------
+
+
+class Comparison(Parameters):
+    """One model, and the texts and methods that are compared on it. A method may carry OWL: "wanda+owl"."""
 
     model: Model
     sources: Annotated[list[Source], EachOnce]
-    methods: Annotated[list[Method], EachOnce]
-    sparsity: float = Field(gt=0, lt=1)
-    pattern: Annotated[str, passing(Pattern.parse)]
-    policy: Policy
-    n_samples: int = Field(ge=1)
-    seq_len: int = Field(ge=8)
-    n_seeds: int = Field(ge=3, description="fewer give no interval of a variance share")
-    dtype: Literal["float32", "bfloat16", "auto"]
-    device: str
-    eval_sources: Annotated[list[EvaluationSource], Field(min_length=1), EachOnce]
-    eval_seq_len: int = Field(ge=8)
-    eval_windows: int = Field(ge=1)
-    n_spot_checks: int = Field(ge=0)
+    methods: Annotated[list[MethodName], EachOnce]
 
     @field_validator("sources")
     @classmethod
@@ -76,32 +100,97 @@ class DataSources(Parameters):
 
     @field_validator("methods")
     @classmethod
-    def _comparable(cls, methods: list[str]) -> list[str]:
+    def _without_dense(cls, methods: list[str]) -> list[str]:
         if "dense" in methods:
             raise problem("leave 'dense' out; it is always run as the reference.")
-        if len(methods) < 2:
-            raise problem("at least two are needed: the first and the last are compared with each other.")
-        if not method_named(methods[-1]).needs_calibration:
-            raise problem("the last must be one that uses calibration text, for example 'wanda'.")
         return methods
+
+    def axes(self) -> dict[str, Sequence[Any]]:
+        """Return the values of each argument of `make_spec` that the grid sets beside source, method and seed."""
+        return {}
+
+
+class OneSparsity(Comparison):
+    """All runs at one sparsity and in one pattern."""
+
+    sparsity: float = Field(gt=0, lt=1)
+    pattern: Annotated[str, passing(Pattern.parse)]
 
     @field_validator("pattern")
     @classmethod
-    def _implies_sparsity(cls, pattern: str, info: ValidationInfo) -> str:
+    def _possible(cls, pattern: str, info: ValidationInfo) -> str:
+        for name in info.data.get("methods", ()):
+            if METHODS[parse_method(name)[0]].unstructured_only and Pattern.parse(pattern).structured:
+                raise problem(f"method {name!r} has no N:M form; leave it out, or take the unstructured pattern.")
         return agreeing_pattern(pattern, info.data.get("sparsity"))
 
-    @field_validator("seq_len", "eval_seq_len")
+    def axes(self) -> dict[str, Sequence[Any]]:
+        """Add sparsity and pattern."""
+        return {**super().axes(), "sparsity": [self.sparsity], "pattern": [self.pattern]}
+
+
+class OneSize(Comparison):
+    """All calibration sets of one size, cut by one policy."""
+
+    policy: Policy
+    n_samples: int = Field(ge=1)
+    seq_len: int = Field(ge=8)
+
+    @field_validator("seq_len")
     @classmethod
     def _within_context(cls, length: int, info: ValidationInfo) -> int:
-        if "model" in info.data:
-            try:
-                check_lengths(resolve_model(info.data["model"]), {str(info.field_name): length})
-            except InputError as error:
-                raise problem(str(error)) from error
-        return length
+        return _fitting(length, info)
+
+    def axes(self) -> dict[str, Sequence[Any]]:
+        """Add policy and size."""
+        return {
+            **super().axes(),
+            "policy": [self.policy],
+            "n_samples": [self.n_samples],
+            "seq_len": [self.seq_len],
+        }
+
+
+class Schedules(Comparison):
+    """Every run under several schedules, of which `block` is the reference."""
+
+    schedules: Annotated[list[Schedule], EachOnce]
+
+    @field_validator("schedules")
+    @classmethod
+    def _with_reference(cls, schedules: list[str]) -> list[str]:
+        if len(schedules) < 2:
+            raise problem("at least two are needed to compare them.")
+        if schedules[0] != "block":
+            raise problem("the first must be 'block': the others are compared with it.")
+        return schedules
+
+    def axes(self) -> dict[str, Sequence[Any]]:
+        """Add the schedules."""
+        return {**super().axes(), "schedule": self.schedules}
+
+
+class Grid(Comparison):
+    """A grid of runs over sources, methods, seeds and axes, and how each is evaluated.
+
+    The order of a chapter's bases is the order of its parameters from the end: the last base's come first.
+    """
+
+    n_seeds: int = Field(ge=3, description="fewer give no interval of a variance share")
+    dtype: Literal["float32", "bfloat16", "auto"]
+    device: str
+    eval_sources: Annotated[list[EvaluationSource], Field(min_length=1), EachOnce]
+    eval_seq_len: int = Field(ge=8)
+    eval_windows: int = Field(ge=1)
+    n_spot_checks: int = Field(ge=0)
+
+    @field_validator("eval_seq_len")
+    @classmethod
+    def _evaluation_within_context(cls, length: int, info: ValidationInfo) -> int:
+        return _fitting(length, info)
 
     def specs(self) -> list[RunSpec]:
-        """Return the whole grid: the dense model, then seed by seed every source and method, repeats left out.
+        """Return the whole grid: the dense model, then seed by seed every cell, repeats left out.
 
         A model or text of the user's own is pinned by the hash of its content.
         """
@@ -110,40 +199,67 @@ class DataSources(Parameters):
         common: dict[str, Any] = {
             "model": ref.name,
             "model_hash": ref.content_hash(),
-            "dtype": self._dtype(),
+            "dtype": dtype_on(self.device, self.dtype),
             "evaluation": evaluation_of(self.eval_sources, seq_len=self.eval_seq_len, n_windows=self.eval_windows),
         }
         grid = [make_spec(method="dense", sparsity=0, **common)]
-        grid += [
-            make_spec(
-                method=method,
-                sparsity=self.sparsity,
-                pattern=self.pattern,
-                source=source,
-                source_hash=hashes[source],
-                policy=self.policy,
-                n_samples=self.n_samples,
-                seq_len=self.seq_len,
-                seed=seed,
-                **common,
-            )
-            for seed in range(self.n_seeds)
-            for source in self.sources
-            for method in self.methods
-        ]
+        for seed, setting, source, name in product(range(self.n_seeds), self._settings(), self.sources, self.methods):
+            method, owl = parse_method(name)
+            cell = {"method": method, "source": source, "source_hash": hashes[source], "seed": seed}
+            allocation = default_owl(setting["pattern"]) if owl else None
+            grid.append(make_spec(**cell, allocation=allocation, **setting, **common))
         return list(dict.fromkeys(grid))
 
-    def _dtype(self) -> str:
-        """Return the dtype that "auto" means on this machine."""
-        if self.dtype != "auto":
-            return self.dtype
-        from calib_study.models import check_device, choose_dtype
-
-        check_device(self.device)
-        return choose_dtype(self.dtype, self.device)
+    def _settings(self) -> list[dict[str, Any]]:
+        """Return every combination of the values of the axes."""
+        axes = self.axes()
+        return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
-SCHEMAS: dict[str, type[Parameters]] = {"00_data": DataPage, "01_data_sources": DataSources}
+def _fitting(length: int, info: ValidationInfo) -> int:
+    """Return a length; in a validator, report it as a problem if it exceeds the context of the model."""
+    if "model" in info.data:
+        try:
+            check_lengths(resolve_model(info.data["model"]), {str(info.field_name): length})
+        except InputError as error:
+            raise problem(str(error)) from error
+    return length
+
+
+# --- the chapters -----------------------------------------------------------------------------------------
+
+
+class DataSources(Grid, OneSize, OneSparsity):
+    """Parameters of 01_data_sources: a grid of sources x methods x seeds at one sparsity."""
+
+    @field_validator("methods")
+    @classmethod
+    def _comparable(cls, methods: list[str]) -> list[str]:
+        if len(methods) < 2:
+            raise problem("at least two are needed: the first and the last are compared with each other.")
+        if not reads_text(methods[-1]):
+            raise problem("the last must be one that uses calibration text, for example 'wanda'.")
+        return methods
+
+
+class ScheduleCosts(Grid, OneSize, OneSparsity, Schedules):
+    """Parameters of 10_schedules: a grid of sources x calibrated methods x schedules x seeds at one sparsity."""
+
+    @field_validator("methods")
+    @classmethod
+    def _calibrated(cls, methods: list[str]) -> list[str]:
+        if not methods:
+            raise problem("at least one is needed, for example 'wanda'.")
+        if plain := [name for name in methods if not reads_text(name)]:
+            raise problem(f"a schedule says when statistics of text are taken; {', '.join(plain)} has none.")
+        return methods
+
+
+SCHEMAS: dict[str, type[Parameters]] = {
+    "00_data": DataPage,
+    "01_data_sources": DataSources,
+    "10_schedules": ScheduleCosts,
+}
 
 
 def validate(slug: str, given: Mapping[str, Any]) -> Parameters:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -11,21 +12,32 @@ from calib_study.model_files import ModelRef
 from calib_study.paths import check_writable
 from calib_study.sources import resolve_source, source_hash
 from calib_study.specs import Evaluation, RunSpec, problem_lines
+from calib_study.task_data import check_tasks
+
+DTYPES = ("float32", "bfloat16", "auto")
 
 
-def evaluation_of(sources: Sequence[str], **lengths: int) -> Evaluation:
+def evaluation_of(sources: Sequence[str], **asked: Any) -> Evaluation:
     """Return the evaluation on held-out text of `sources`, with the hashes of those that the catalogue does not pin.
 
-    Raises InputError for a source that is not there, has no text, or is repeated.
+    Raises InputError for a source that is not there, has no text, or is repeated, and DataError for tasks whose data
+    are not there.
+
+    Args:
+        asked: other fields of `Evaluation`; no tasks may be given as an empty list, and no divergence as False.
     """
     for source in sources:
         check_evaluation_source(source)
     names = tuple(resolve_source(source) for source in sources)
     hashes = tuple(source_hash(name) for name in names)
+    fields = {name: value for name, value in asked.items() if value is not False and value not in ((), [])}
     try:
-        return Evaluation(sources=names, source_hashes=hashes if any(hashes) else None, **lengths)
+        evaluation = Evaluation(sources=names, source_hashes=hashes if any(hashes) else None, **fields)
     except ValidationError as error:
         raise InputError("bad evaluation:\n" + problem_lines(error)) from error
+    if evaluation.tasks is not None:
+        check_tasks(evaluation.tasks, evaluation.task_limit, evaluation.shots)
+    return evaluation
 
 
 def check_specs(specs: Iterable[RunSpec], ref: ModelRef) -> None:
@@ -39,6 +51,8 @@ def check_specs(specs: Iterable[RunSpec], ref: ModelRef) -> None:
                 "takes `model` and `model_hash` from the `name` and `content_hash()` of `resolve_model`."
             )
         evaluation, text = spec.evaluation, spec.calibration
+        if evaluation.tasks is not None:
+            check_tasks(evaluation.tasks, evaluation.task_limit, evaluation.shots)
         lengths = {"evaluation seq_len": evaluation.seq_len} if evaluation.sources else {}
         pinned = evaluation.source_hashes or (None,) * len(evaluation.sources)
         for source, pin in zip(evaluation.sources, pinned, strict=True):
@@ -82,6 +96,18 @@ def check_evaluation_source(source: str) -> None:
     if source == "random":
         raise InputError("'random' has no text to be scored on; evaluate on a text source.")
     resolve_source(source)
+
+
+def dtype_on(device: str, dtype: str) -> str:
+    """Return the dtype that was asked, for "auto" the one that suits the device. Raises InputError for any other."""
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r}: allowed are {', '.join(DTYPES)}.")
+    if dtype != "auto":
+        return dtype
+    from calib_study.models import check_device, choose_dtype
+
+    check_device(device)
+    return choose_dtype(dtype, device)
 
 
 def check_new_directory(path: Path) -> None:

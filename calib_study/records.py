@@ -17,12 +17,14 @@ from pydantic import ConfigDict, Field, ValidationError
 from calib_study import paths
 from calib_study.array_files import Array, from_bytes, to_bytes
 from calib_study.errors import StudyError
-from calib_study.specs import Frozen, RunSpec, problem_lines
+from calib_study.methods import Pattern
+from calib_study.specs import Frozen, Owl, RunSpec, problem_lines
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
+OWL_SUFFIX = "+owl"  # after the name of a method whose sparsity OWL allocates to the blocks
 
 
 class Part(Frozen):
@@ -219,7 +221,11 @@ class Store:
 
 
 def to_frame(records: Iterable[Record]) -> "pd.DataFrame":
-    """Return a tidy table: one row for each metric of each record, with the run's specification in columns."""
+    """Return a tidy table: one row for each metric of each record, with the run's specification in columns.
+
+    `method` ends in "+owl" where `allocation` is "owl" instead of "uniform"; `options` are those that differ from the
+    defaults, as text.
+    """
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
@@ -228,9 +234,12 @@ def to_frame(records: Iterable[Record]) -> "pd.DataFrame":
         run = {
             "run_id": record.run_id,
             "model": spec.model,
-            "method": spec.method,
+            "method": spec.method + (OWL_SUFFIX if spec.allocation else ""),
             "sparsity": spec.sparsity,
             "pattern": spec.pattern,
+            "schedule": spec.schedule,
+            "allocation": "owl" if spec.allocation else "uniform",
+            "options": _options_text(spec),
             "source": text.source if text else None,
             "policy": text.policy if text else None,
             "n_samples": text.n_samples if text else None,
@@ -242,3 +251,17 @@ def to_frame(records: Iterable[Record]) -> "pd.DataFrame":
         for metric in record.metrics:
             rows.append({**run, "metric": metric.name, **metric.model_dump(exclude={"name", "items"})})
     return pd.DataFrame(rows)
+
+
+def default_owl(pattern: str) -> Owl:
+    """Return the published parameters of OWL: lambda is 0.08 of sparsity, or 2 of N for an N:M pattern."""
+    return Owl(lam=2.0) if Pattern.parse(pattern).structured else Owl()
+
+
+def _options_text(spec: RunSpec) -> str:
+    """Return the parameters of method and allocation that differ from the defaults: "damping=0.1, lam=0.05"."""
+    chosen = dict(spec.options or ())
+    if spec.allocation is not None:
+        usual = default_owl(spec.pattern).model_dump()
+        chosen |= {name: value for name, value in spec.allocation.model_dump().items() if value != usual[name]}
+    return ", ".join(f"{name}={value}" for name, value in chosen.items())

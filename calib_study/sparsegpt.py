@@ -6,18 +6,19 @@ transposed, (d_in, d_out): a column of the layer is then one contiguous row of m
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from calib_study.errors import InputError, NumericalError
-from calib_study.masks import lowest_per_row, n_removed
+from calib_study.masks import lowest_lanes, lowest_per_row, n_removed
 from calib_study.methods import Pattern
 
 # Columns updated one at a time before the rest of their block is, by one matrix product. Changes only the speed.
-COLUMNS_AT_A_TIME = 16
-# Triangular matrices up to this size are inverted by a solver, larger ones by halves. Changes only the speed.
-SOLVED_DIRECTLY = 96
+COLUMNS_AT_A_TIME = 32
+# Matrices up to this size are factorised by a library, larger ones by halves. Changes only the speed.
+FACTORISED_DIRECTLY = 192
 
 
 def inverse_factor(gram: Tensor, damping: float, layer: str) -> Tensor:
@@ -43,8 +44,8 @@ def inverse_factor(gram: Tensor, damping: float, layer: str) -> Tensor:
     diagonal[diagonal == 0] = 1
     diagonal += damping * diagonal.mean()
     _check_finite(hessian, "the Gram matrix of its inputs", layer)
-    lower, first_bad = torch.linalg.cholesky_ex(hessian.flip(0, 1))
-    factor = _inverse_of_lower(lower).flip(0, 1).contiguous() if int(first_bad) == 0 else None
+    inverse = _inverse_of_cholesky(hessian.flip(0, 1))
+    factor = None if inverse is None else inverse.flip(0, 1)
     if factor is None or _is_singular(hessian, factor):
         n_inputs = len(gram)
         raise NumericalError(
@@ -144,20 +145,29 @@ def _sweep_(block: Tensor, factor: Tensor, removed: Tensor, pattern: Pattern) ->
     errors = torch.empty_like(block)
     pivots = factor.diagonal()[:, None]
     share = removed / pivots  # what a weight's error is to the weight
-    rows, shares, spread, out = (each.unbind(0) for each in (block, share, factor, errors))
+    rows, shares, found, spread = (_quick(each) for each in (block, share, errors, factor.T.contiguous()))
     step = _whole_groups(COLUMNS_AT_A_TIME, pattern)
     for start in range(0, len(block), step):
         stop = min(start + step, len(block))
-        for i in range(start, stop):
-            if pattern.structured and i % pattern.group == 0:
-                lanes = slice(i, i + pattern.group)
-                scores = (block[lanes] / pivots[lanes]).abs_()
-                removed[lanes] = _lowest_lanes(scores, pattern.group - pattern.kept)
+        for first in range(start, stop, pattern.group or step):
+            last = min(first + (pattern.group or step), stop)
+            if first > start:
+                rows[first:last] -= spread[first:last, start:first] @ found[start:first]
+            if pattern.structured:
+                lanes = slice(first, last)
+                removed[lanes] = lowest_lanes((block[lanes] / pivots[lanes]).abs_(), pattern.group - pattern.kept)
                 torch.div(removed[lanes], pivots[lanes], out=share[lanes])
-            torch.mul(rows[i], shares[i], out=out[i])
-            block[i + 1 : stop].addr_(spread[i][i + 1 : stop], out[i], alpha=-1)
+            for i in range(first, last):
+                if i > first:
+                    rows[i] -= spread[i, first:i] @ found[first:i]
+                found[i] = rows[i] * shares[i]
         block[stop:].addmm_(factor[start:stop, stop:].T, errors[start:stop], alpha=-1)
     return errors
+
+
+def _quick(tensor: Tensor) -> Any:
+    """Return a tensor on the CPU as a numpy array, which shares its memory and whose short calls cost far less."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
 def _lowest_in_block(scores: Tensor, sizes: list[int], start: int, sparsity: float) -> Tensor:
@@ -168,17 +178,6 @@ def _lowest_in_block(scores: Tensor, sizes: list[int], start: int, sparsity: flo
         count = n_removed(n_rows * (start + n_columns), sparsity) - n_removed(n_rows * start, sparsity)
         masks.append(lowest_per_row(part.reshape(1, -1), count).reshape(n_columns, n_rows))
     return torch.cat(masks, 1)
-
-
-def _lowest_lanes(scores: Tensor, count: int) -> Tensor:
-    """Return the mask of the `count` lowest of each column of (group, n_rows), ties to the lower lane.
-
-    The same as `masks.lowest_n_of_m` on one group, for the thin slices of the column loop: few calls, no copies.
-    """
-    mine, theirs = scores[:, None], scores[None]
-    lower_lane = torch.ones(len(scores), len(scores), dtype=torch.bool, device=scores.device).tril(-1)
-    comes_first = (theirs < mine) | ((theirs == mine) & lower_lane[:, :, None])
-    return comes_first.sum(1, dtype=torch.int16) < count
 
 
 def _is_singular(hessian: Tensor, factor: Tensor) -> bool:
@@ -192,17 +191,27 @@ def _is_singular(hessian: Tensor, factor: Tensor) -> bool:
     return bool(inverse_eigenvalue * hessian.trace() * torch.finfo(hessian.dtype).eps > 1)
 
 
-def _inverse_of_lower(lower: Tensor) -> Tensor:
-    """Return the inverse of a lower triangular matrix: by halves, nearly all in matrix products."""
-    size, half = len(lower), len(lower) // 2
-    if size <= SOLVED_DIRECTLY:
-        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        solved: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
-        return solved
-    inverse = lower.new_zeros(size, size)
-    first = inverse[:half, :half] = _inverse_of_lower(lower[:half, :half])
-    last = inverse[half:, half:] = _inverse_of_lower(lower[half:, half:])
-    inverse[half:, :half] = last @ (lower[half:, :half] @ first).neg_()
+def _inverse_of_cholesky(matrix: Tensor) -> Tensor | None:
+    """Return L^-1 of a symmetric matrix L L^T, of which the lower triangle is read; None if a pivot is not positive.
+
+    By halves, so that nearly all of it is matrix products: L21 = A21 L11^-T, L22 L22^T = A22 - L21 L21^T, and the lower
+    left part of the inverse is -L22^-1 L21 L11^-1.
+    """
+    size, half = len(matrix), len(matrix) // 2
+    if size <= FACTORISED_DIRECTLY:
+        lower, first_bad = torch.linalg.cholesky_ex(matrix)
+        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        return torch.linalg.solve_triangular(lower, identity, upper=False) if int(first_bad) == 0 else None
+    first = _inverse_of_cholesky(matrix[:half, :half])
+    if first is None:
+        return None
+    across = matrix[half:, :half] @ first.T
+    last = _inverse_of_cholesky(torch.addmm(matrix[half:, half:], across, across.T, alpha=-1))
+    if last is None:
+        return None
+    inverse = matrix.new_zeros(size, size)
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    inverse[half:, :half] = last @ (across @ first).neg_()
     return inverse
 
 

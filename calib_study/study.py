@@ -16,20 +16,23 @@ from filelock import FileLock, Timeout
 
 from calib_study.array_files import Array
 from calib_study.criteria import Request
+from calib_study.divergence import DenseOutputs, check_vocabularies, score
 from calib_study.environment import describe_environment, peak_memory_mb
 from calib_study.errors import InputError, NumericalError
 from calib_study.mask_samples import sample_mask
 from calib_study.matmul import select_float32_matmul
 from calib_study.methods import Pattern, method_named
+from calib_study.metrics import task_metrics, text_metrics
 from calib_study.model_files import ModelRef, resolve_model
 from calib_study.models import DenseModel, load_model
 from calib_study.moment_cache import MomentCache
-from calib_study.perplexity import perplexity
+from calib_study.perplexity import bits_per_byte
 from calib_study.preflight import check_specs
 from calib_study.progress import bar
 from calib_study.prune import achieved_sparsity, allocated, prune_
 from calib_study.records import CalibrationFacts, Metric, Record, SparsityFacts, Stage, Store
 from calib_study.specs import RunSpec
+from calib_study.task_items import TaskResult, item_arrays
 from calib_study.windows import Windows, draw_windows, load_tokens
 
 # Held-out windows are drawn once and for all, so that every run is scored on the same tokens.
@@ -43,18 +46,29 @@ class Laboratory:
         ref: the model; its pristine weights are kept, so that runs do not affect each other.
         tokens_file: calibration tokens to use instead of drawing windows (`spec.calibration.tokens_sha256` must
             then be theirs).
+        reference: the model from which divergence is measured, if it is another than this one unpruned.
     """
 
-    def __init__(self, ref: ModelRef, *, dtype: str, device: str, tokens_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        ref: ModelRef,
+        *,
+        dtype: str,
+        device: str,
+        tokens_file: Path | None = None,
+        reference: ModelRef | None = None,
+    ) -> None:
         self.matmul = select_float32_matmul() if device == "cpu" else "default"
         self.device = device
         self.dtype = dtype
         self.dense: DenseModel = load_model(ref, dtype=dtype, device=device)
         self.weights_sha256 = self.dense.weights_sha256()
         self.tokens_file = tokens_file
+        self.reference = reference
         # statistics of the dense model depend on its weights, whatever file they came from, and on the arithmetic
         self.cache = MomentCache(f"{self.weights_sha256}:{dtype}:{device}:{self.matmul}")
         self.held_out = lru_cache(maxsize=None)(self._held_out)
+        self._references = lru_cache(maxsize=None)(self._reference_outputs)
 
     def calibration_windows(self, spec: RunSpec) -> Windows | None:
         """Return the windows that a specification names; None if its method uses none."""
@@ -102,39 +116,50 @@ class Laboratory:
         prune_(self.dense.model, request, tokens, schedule=spec.schedule, cache=self.cache, progress=progress)
         return windows
 
-    def evaluate(self, spec: RunSpec) -> tuple[Metric, ...]:
-        """Return perplexity and mean negative log-likelihood of the model as it is now, on each held-out text."""
-        metrics = []
-        for source in spec.evaluation.sources:
-            held_out = self.held_out(source, spec.evaluation.n_windows, spec.evaluation.seq_len)
+    def evaluate(self, spec: RunSpec) -> tuple[tuple[Metric, ...], list[TaskResult]]:
+        """Return the metrics of the model as it is now, and its answers to tasks.
+
+        Divergence is from the model that `reference_outputs` saw, which must have been called before pruning.
+        """
+        asked, metrics = spec.evaluation, []
+        for source in asked.sources:
+            held_out = self.held_out(source, asked.n_windows, asked.seq_len).tokens
+            dense = self.reference_outputs(spec, source) if asked.divergence else None
             try:
-                score = perplexity(self.dense.model, held_out.tokens)
+                perplexity, divergence = score(self.dense.model, held_out, dense)
             except NumericalError as error:
                 raise NumericalError(f"{spec.title}, on {source}: {error}") from error
-            n, stderr = score.n_tokens, score.nll_stderr
-            metrics += [
-                # the standard error of exp(nll) to first order: exp(nll) times that of nll
-                Metric(
-                    name="perplexity",
-                    dataset=source,
-                    value=score.value,
-                    unit="per token",
-                    higher_is_better=False,
-                    n=n,
-                    stderr=score.value * stderr,
-                ),
-                Metric(
-                    name="nll",
-                    dataset=source,
-                    value=score.nll,
-                    unit="nats/token",
-                    higher_is_better=False,
-                    n=n,
-                    stderr=stderr,
-                    items=score.by_window,
-                ),
-            ]
-        return tuple(metrics)
+            bits = bits_per_byte(perplexity, held_out, self.dense.tokenizer) if asked.divergence else None
+            metrics += text_metrics(source, perplexity, divergence, bits)
+        results: list[TaskResult] = []
+        if asked.tasks:
+            from calib_study.branching import BranchingLM
+            from calib_study.tasks import run_tasks  # the harness takes seconds to import
+
+            lm = BranchingLM(self.dense.model, self.dense.tokenizer)
+            results = run_tasks(lm, asked.tasks, limit=asked.task_limit, seed=EVALUATION_SEED, num_fewshot=asked.shots)
+        return (*metrics, *task_metrics(results)), results
+
+    def reference_outputs(self, spec: RunSpec, source: str) -> DenseOutputs:
+        """Return what the dense model, or the specification's other reference, predicts on a held-out text.
+
+        Computed once for a text; that first call puts the dense weights back.
+        """
+        asked = spec.evaluation
+        if asked.reference != (self.reference and self.reference.name):
+            raise InputError(
+                f"the run compares with {asked.reference or 'its own dense model'}: give that as reference."
+            )
+        return self._references(source, asked.n_windows, asked.seq_len)
+
+    def _reference_outputs(self, source: str, n_windows: int, seq_len: int) -> DenseOutputs:
+        tokens = self.held_out(source, n_windows, seq_len).tokens
+        if self.reference is not None:
+            other = load_model(self.reference, dtype=self.dtype, device=self.device).model
+            check_vocabularies(other, self.dense.model)
+            return DenseOutputs(other, tokens)
+        self.dense.restore()
+        return DenseOutputs(self.dense.model, tokens)
 
     def run(self, spec: RunSpec, *, progress: bool = False) -> "Run":
         """Prune and evaluate; return the run, which the caller stores. The model is left pruned."""
@@ -142,10 +167,14 @@ class Laboratory:
             loaded = f"{self.dense.ref.name} in {self.dtype}"
             raise InputError(f"the run is of {spec.model} in {spec.dtype}, but {loaded} is loaded.")
         stages: list[Stage] = []
+        if spec.evaluation.divergence:
+            with _timed("reference", stages, self.device):
+                for source in spec.evaluation.sources:
+                    self.reference_outputs(spec, source)
         with _timed("prune", stages, self.device):
             windows = self.prune(spec, progress=progress)
         with _timed("evaluate", stages, self.device):
-            metrics = self.evaluate(spec)
+            metrics, results = self.evaluate(spec)
         overall, per_layer = achieved_sparsity(self.dense.model)
         facts = None
         if windows is not None:
@@ -163,7 +192,7 @@ class Laboratory:
             environment=describe_environment(self.device, self.matmul),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        return Run(record, sample_mask(self.dense.model).arrays())
+        return Run(record, sample_mask(self.dense.model).arrays() | item_arrays(results))
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,17 @@ from numpy.testing import assert_allclose
 
 from calib_study import figure_style, figures
 from calib_study.errors import InputError
-from calib_study.figure_style import METHOD_STYLE, SOURCE_STYLE, log_ticks, source_label, source_marks, window
+from calib_study.figure_style import (
+    METHOD_STYLE,
+    SOURCE_STYLE,
+    log_ticks,
+    method_label,
+    source_label,
+    source_marks,
+    window,
+)
 from calib_study.frames import advantage_table, damage_table, interval_table
+from calib_study.methods import METHODS
 from calib_study.statistics import Interval, SameSourceNull
 
 DENSE = {"c4": 20.0, "code": 6.0, "wikipedia": 15.0}
@@ -44,6 +53,7 @@ def made_up(
         columns=["run_id", "method", "source", "seed", "dataset", "value"],
     )
     setting = {"model": "m", "dtype": "float32", "sparsity": 0.5, "pattern": "2:4", "policy": "packed"}
+    setting |= {"schedule": "block", "allocation": "uniform", "options": ""}
     return table.assign(**setting, n_samples=8, seq_len=64, metric="perplexity", unit="per token", n=100)
 
 
@@ -96,8 +106,16 @@ def test_no_two_sources_or_methods_look_alike() -> None:
     assert len(set(SOURCE_STYLE.values())) == len(SOURCE_STYLE)
     assert len({(style.colour, str(style.dash)) for style in METHOD_STYLE.values()}) == len(METHOD_STYLE)
     assert METHOD_STYLE["dense"].dash == "--"
+    assert set(METHODS) < set(METHOD_STYLE)
+    assert {f"{name}+owl" for name in METHODS if name not in ("dense", "random")} < set(METHOD_STYLE)
     marks = source_marks([*SOURCE_STYLE, *LONG, "a.txt"])
     assert len(set(marks.values())) == len(SOURCE_STYLE) + 3
+
+
+def test_every_method_has_a_label_of_its_own() -> None:
+    labels = [method_label(name) for name in METHOD_STYLE]
+    assert len(set(labels)) == len(labels)
+    assert [method_label(name) for name in ("dense", "dsnot+owl", "mine")] == ["dense", "DSnoT + OWL", "mine"]
 
 
 def test_a_source_of_ones_own_looks_the_same_in_whatever_order() -> None:
@@ -203,6 +221,8 @@ def test_mixed_settings_and_missing_methods_are_refused() -> None:
     intervals, damage, damage_intervals = tables(frame)
     with pytest.raises(InputError, match="mixes several of sparsity"):
         figures.fig_perplexity_by_source(pd.concat([frame, frame.assign(sparsity=0.6)]), intervals)
+    with pytest.raises(InputError, match="mixes several of schedule"):
+        figures.fig_front_page(pd.concat([damage, damage.assign(schedule="dense")]), damage_intervals)
     with pytest.raises(InputError, match="fig_front_page: no runs of a method with a calibration source"):
         figures.fig_front_page(damage, damage_intervals, method="sparsegpt")
 

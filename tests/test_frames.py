@@ -8,9 +8,10 @@ import pytest
 from numpy.testing import assert_allclose
 
 from calib_study.errors import InputError
-from calib_study.frames import advantage_table, cells, damage_table, interval_table
+from calib_study.frames import advantage_table, cells, damage_table, interval_table, mixed_settings
 
 DATASETS = ("c4", "code")
+SCHEDULES = {"block": 20.0, "dense": 40.0}
 
 
 def rows(method: str, source: str | None, seed: int, values: tuple[float, ...], **other: Any) -> list[dict]:
@@ -18,7 +19,7 @@ def rows(method: str, source: str | None, seed: int, values: tuple[float, ...], 
     run = {
         "run_id": f"{method}-{source}-{seed}", "model": "m", "method": method, "sparsity": 0.5,
         "pattern": "unstructured", "source": source, "policy": "document", "n_samples": 8, "seq_len": 64,
-        "seed": seed, "dtype": "float32",
+        "seed": seed, "dtype": "float32", "schedule": "block", "allocation": "uniform", "options": "",
     } | other  # fmt: skip
     shared = {"metric": "perplexity", "unit": "per token", "stderr": 0.1, "n": 1000}
     return [{**run, **shared, "dataset": name, "value": value} for name, value in zip(DATASETS, values, strict=False)]
@@ -121,6 +122,37 @@ def test_advantage_by_hand() -> None:
     assert_allclose(table.loc["c4"], [0, np.log(2)], atol=1e-12)
     assert_allclose(table.loc["code"], [np.log(2), 0], atol=1e-12)
     assert_allclose(table.loc["random"], np.log([0.5, 20]), atol=1e-12)
+
+
+@pytest.mark.parametrize("column", ["schedule", "options", "sparsity"])
+def test_advantage_mixes_no_settings(column: str) -> None:
+    other = {"schedule": "dense", "options": "damping=0.1", "sparsity": 0.6}[column]
+    frame = pd.DataFrame(rows("wanda", "c4", 0, (20.0, 8.0)) + rows("wanda", "c4", 1, (45.0, 8.0), **{column: other}))
+    with pytest.raises(InputError, match=f"compares sources at one setting, but {column} vary"):
+        advantage_table(frame, "wanda")
+
+
+def test_settings_that_vary_are_found() -> None:
+    frame = pd.DataFrame({"schedule": ["block", "dense"], "policy": [None, None], "method": ["wanda", "sparsegpt"]})
+    assert mixed_settings(frame) == ["schedule"]
+    assert mixed_settings(frame[:1]) == []
+
+
+def test_damage_keeps_schedules_apart_and_cells_refuse_to_mix_them() -> None:
+    # ln(20 / 10) = ln 2 under block, ln(40 / 10) = ln 4 under dense, on one held-out set
+    runs = [rows("wanda", "c4", 0, (value,), schedule=name, run_id=name)[0] for name, value in SCHEDULES.items()]
+    table = damage_table(pd.DataFrame(DENSE + runs), ["c4"])
+    assert dict(zip(table["schedule"], table["damage"], strict=True)) == pytest.approx(
+        {"block": np.log(2), "dense": np.log(4)}
+    )
+    with pytest.raises(InputError, match=r"2 runs for wanda/c4/seed 0; select one model, sparsity, pattern, schedule"):
+        cells(table, ["c4"], ["wanda"], [0], "damage")
+    assert_allclose(cells(table[table["schedule"] == "dense"], ["c4"], ["wanda"], [0], "damage"), [[[np.log(4)]]])
+
+
+def test_a_method_with_owl_is_one_of_its_own_and_has_a_source() -> None:
+    table = runs().replace({"method": {"wanda": "magnitude+owl"}})
+    assert_allclose(cells(table, ["math"], ["magnitude", "magnitude+owl"], [0, 1], "damage"), [[[70, 70], [20, 21]]])
 
 
 def test_advantage_needs_every_source_on_every_set() -> None:

@@ -22,18 +22,20 @@ PACKAGE = ROOT / "calib_study"
 
 # A module may import only those before it. A new module is added where it belongs.
 ORDER = """
-    errors paths progress matmul yaml_values
-    methods catalogue package_index fetch specs
+    errors paths progress matmul yaml_values array_files
+    methods catalogue package_index fetch task_data task_items specs
     formats mixtures sources model_files preflight
-    windows array_files layers mask_samples models scores masks dsnot owl sparsegpt moments walk moment_cache dense_moments criteria prune
-    perplexity
-    records environment study verification export
-    statistics frames verdicts parameters figure_style figures
+    windows layers mask_samples offload models scores masks dsnot owl sparsegpt moments walk
+    moment_cache dense_moments criteria prune
+    perplexity divergence branching task_prompts tasks
+    records metrics environment study verification export evaluate
+    statistics resampling components inference frames verdicts mask_tables schedule_tables parameters
+    figure_style figures schedule_figures
     kernels notebooks book cli
 """.split()
 
 # These say at once what is wrong with a request, so none may load these libraries when imported.
-QUICK = "errors paths methods catalogue fetch specs preflight parameters records notebooks cli".split()
+QUICK = "errors paths methods catalogue fetch task_data specs preflight parameters records notebooks cli".split()
 SLOW_LIBRARIES = {
     "accelerate",
     "datasets",
@@ -52,6 +54,7 @@ SLOW_LIBRARIES = {
 }
 # Draws, counts or reads; the model is loaded elsewhere.
 NO_TORCH = [*QUICK, *"progress package_index formats sources model_files".split()]
+NO_TORCH += "task_items resampling components inference".split()
 NO_TORCH += "statistics frames verdicts figure_style figures kernels book".split()
 TORCH = {"torch", "transformers", "lm_eval", "accelerate"}
 

@@ -11,13 +11,16 @@ from tiny_study import tiny_model_directory, tiny_source
 from calib_study.errors import InputError
 from calib_study.methods import METHODS
 from calib_study.notebooks import notebooks_dir, parameter_defaults, profile_parameters
-from calib_study.parameters import SCHEMAS, DataSources, check, validate
+from calib_study.parameters import SCHEMAS, DataSources, ScheduleCosts, check, parse_method, reads_text, validate
 from calib_study.records import Store, to_frame
+from calib_study.specs import Owl
 from calib_study.study import run_grid
 
 Files = tuple[Path, Path]
 CHAPTER = "01_data_sources"
 DEFAULTS = parameter_defaults(notebooks_dir() / f"{CHAPTER}.py")
+SCHEDULES = "10_schedules"
+OF_SCHEDULES = parameter_defaults(notebooks_dir() / f"{SCHEDULES}.py")
 
 # For each bad value how the line that names it begins.
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -48,6 +51,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "order of methods": (
         {"methods": ["wanda", "magnitude"]},
         "methods: the last must be one that uses calibration text",
+    ),
+    "owl of nothing": (
+        {"methods": ["random+owl", "wanda"]},
+        "methods.0 = 'random+owl': method 'random' has nothing to allocate; leave '+owl' out.",
+    ),
+    "owl of an unknown": ({"methods": ["wnda+owl", "wanda"]}, "methods.0 = 'wnda+owl': unknown method 'wnda'. Did you"),
+    "unknown allocation": ({"methods": ["wanda+howl", "wanda"]}, "methods.0 = 'wanda+howl': unknown method"),
+    "pattern and method": (
+        {"methods": ["wanda_variant", "wanda"], "pattern": "2:4"},
+        "pattern = '2:4': method 'wanda_variant' has no N:M form; leave it out, or take the unstructured pattern.",
     ),
     "repeated method": ({"methods": ["wanda", "wanda"]}, "methods: each can be named once only; repeated: wanda."),
     "sparsity": ({"sparsity": 1.5}, "sparsity = 1.5: Input should be less than 1"),
@@ -97,6 +110,47 @@ def test_a_bad_value_is_named(kind: str) -> None:
     first, *problems = str(raised.value).splitlines()
     assert first == f"bad parameters for {CHAPTER}:"
     assert len(problems) == 1 and problems[0].startswith(f"  - {line}")
+
+
+# The same for the chapter on schedules, where it is other than in chapter 1.
+BAD_SCHEDULES: dict[str, tuple[dict[str, Any], str]] = {
+    "schedule": (
+        {"schedules": ["block", "layer"]},
+        "schedules.1 = 'layer': Input should be 'block', 'sequential' or 'dense'",
+    ),
+    "one schedule": ({"schedules": ["block"]}, "schedules: at least two are needed to compare them."),
+    "no reference": (
+        {"schedules": ["dense", "block"]},
+        "schedules: the first must be 'block': the others are compared with it.",
+    ),
+    "repeated schedule": (
+        {"schedules": ["block", "dense", "dense"]},
+        "schedules: each can be named once only; repeated: dense.",
+    ),
+    "no method": ({"methods": []}, "methods: at least one is needed"),
+    "method without text": (
+        {"methods": ["wanda", "magnitude", "random"]},
+        "methods: a schedule says when statistics of text are taken; magnitude, random has none.",
+    ),
+    "dense": ({"methods": ["dense"]}, "methods: leave 'dense' out; it is always run as the reference."),
+    "one text": ({"sources": ["c4"]}, "sources: at least two texts are needed to compare them"),
+    "n_seeds": ({"n_seeds": 2}, "n_seeds = 2: Input should be greater than or equal to 3"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SCHEDULES)
+def test_a_bad_value_of_the_chapter_on_schedules_is_named(kind: str) -> None:
+    given, line = BAD_SCHEDULES[kind]
+    with pytest.raises(InputError) as raised:
+        validate(SCHEDULES, OF_SCHEDULES | given)
+    first, *problems = str(raised.value).splitlines()
+    assert first == f"bad parameters for {SCHEDULES}:"
+    assert len(problems) == 1 and problems[0].startswith(f"  - {line}")
+
+
+def test_parameters_are_listed_in_the_order_of_the_cell() -> None:
+    for slug, schema in SCHEMAS.items():
+        assert list(schema.model_fields) == list(parameter_defaults(notebooks_dir() / f"{slug}.py"))
 
 
 TOGETHER = (
@@ -199,6 +253,31 @@ def test_the_grid_of_the_published_chapter() -> None:
     assert {"17dcf68a320b8834", "3cd5c01a0b4347bf", "db7e8bc514df815c"} <= {spec.run_id for spec in specs}
     assert specs[0].method == "dense"
     assert all(spec.model_hash is None and spec.evaluation.source_hashes is None for spec in specs)
+
+
+def test_the_published_grid_of_schedules_shares_runs_with_chapter_1() -> None:
+    first = validate(CHAPTER, DEFAULTS | profile_parameters(CHAPTER, "published"))
+    chapter = validate(SCHEDULES, OF_SCHEDULES | profile_parameters(SCHEDULES, "published"))
+    assert isinstance(first, DataSources) and isinstance(chapter, ScheduleCosts)
+    specs = chapter.specs()
+    n_draws = len(chapter.sources) * chapter.n_seeds
+    assert len(specs) == len(set(specs)) == 1 + n_draws * len(chapter.methods) * len(chapter.schedules)
+    shared = set(specs) & set(first.specs())
+    wanda = [spec for spec in specs if (spec.method, spec.schedule) == ("wanda", "block")]
+    assert len(wanda) == n_draws and shared == {specs[0], *wanda}
+    assert list(dict.fromkeys(spec.schedule for spec in specs)) == ["block", "sequential", "dense"]
+    seeds = [spec.seed for spec in specs]
+    assert seeds == sorted(seeds)  # an interrupted grid has whole draws
+
+
+def test_a_method_may_carry_owl() -> None:
+    assert [parse_method(name) for name in ("wanda", "wanda+owl")] == [("wanda", False), ("wanda", True)]
+    assert [reads_text(name) for name in ("magnitude", "magnitude+owl", "sparsegpt")] == [False, True, True]
+    for pattern, lam in (("unstructured", 0.08), ("4:8", 2.0)):
+        chapter = validate(SCHEDULES, OF_SCHEDULES | {"methods": ["wanda", "magnitude+owl"], "pattern": pattern})
+        assert isinstance(chapter, ScheduleCosts)
+        found = {(spec.method, spec.allocation) for spec in chapter.specs()}
+        assert found == {("dense", None), ("wanda", None), ("magnitude", Owl(lam=lam))}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from calib_study.records import (
     read_record,
     to_frame,
 )
-from calib_study.specs import RunSpec, make_spec
+from calib_study.specs import Owl, RunSpec, make_spec
 
 WANDA = make_spec(model="smollm2-135m", method="wanda", sparsity=0.5, source="c4", seed=3)
 DENSE = make_spec(model="smollm2-135m", method="dense", sparsity=0)
@@ -267,7 +267,8 @@ def test_the_table_has_a_row_for_each_metric() -> None:
     assert (
         list(frame.columns)
         == (
-            "run_id model method sparsity pattern source policy n_samples seq_len seed dtype achieved_sparsity "
+            "run_id model method sparsity pattern schedule allocation options source policy n_samples seq_len seed "
+            "dtype achieved_sparsity "
             "metric dataset value unit higher_is_better n stderr"
         ).split()
     )
@@ -277,6 +278,24 @@ def test_the_table_has_a_row_for_each_metric() -> None:
     assert (first["source"], first["n_samples"], first["seq_len"], first["seed"]) == ("c4", 32, 256, 3)
     assert frame.iloc[2][["source", "policy", "n_samples", "seq_len"]].isna().all()
     assert frame["run_id"].tolist() == [WANDA.run_id, WANDA.run_id, DENSE.run_id]
+
+
+def test_the_table_tells_schedule_allocation_and_options() -> None:
+    common = {"model": "smollm2-135m", "sparsity": 0.5, "source": "c4"}
+    specs = [
+        make_spec(method="wanda", schedule="dense", **common),
+        make_spec(method="wanda", allocation=Owl(), **common),
+        make_spec(method="magnitude", allocation=Owl(lam=0.05), **common),
+        make_spec(method="sparsegpt", options={"damping": 0.1, "block_size": 128}, **common),
+        make_spec(method="wanda", pattern="4:8", allocation=Owl(lam=2.0, outlier_multiple=6), **common),
+    ]
+    frame = to_frame([record(spec) for spec in specs])
+    assert frame["method"].tolist() == ["wanda", "wanda+owl", "magnitude+owl", "sparsegpt", "wanda+owl"]
+    assert frame["schedule"].tolist() == ["dense", "block", "block", "block", "block"]
+    assert frame["allocation"].tolist() == ["uniform", "owl", "owl", "uniform", "owl"]
+    # what is usual is not said: 0.08 and 5, for N:M 2 and 5
+    assert frame["options"].tolist() == ["", "", "lam=0.05", "damping=0.1", "outlier_multiple=6.0"]
+    assert frame["source"].tolist() == ["c4"] * 5
 
 
 def test_a_table_of_nothing_has_no_rows() -> None:

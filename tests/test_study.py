@@ -189,16 +189,16 @@ def test_a_failed_run_is_named_and_what_was_finished_stays(
 ) -> None:
     model, source = tiny_files
     grid = tiny_grid(model, source, n_seeds=1)
-    perplexity = study.perplexity
+    score = study.score
     calls = iter(range(100))
 
     def fails_third(*arguments: object) -> object:
         if next(calls) == 2:
             raise NumericalError("not finite")
-        return perplexity(*arguments)  # type: ignore[arg-type]
+        return score(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(study, "perplexity", fails_third)
+        patched.setattr(study, "score", fails_third)
         with pytest.raises(NumericalError, match=r"wanda 0\.5 on own\.txt, seed 0, on .*own\.txt: not finite"):
             run_alone(grid, model, tmp_path)
     assert {path.stem for path in tmp_path.glob("*.json")} == {spec.run_id for spec in grid[:2]}

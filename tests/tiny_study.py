@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from calib_study import study
 from calib_study.model_files import resolve_model
 from calib_study.preflight import evaluation_of
-from calib_study.records import Record, Store
+from calib_study.records import Store
 from calib_study.sources import source_hash
 from calib_study.specs import RunSpec, make_spec
 
@@ -83,7 +83,7 @@ def main(model: str, source: str, store: str, log: str, processes: str, pause: s
     """Run the grid as a process of its own: wait until `processes` are ready, note each run, `pause` seconds in it."""
     compute = study.Laboratory.run
 
-    def slow_run(lab: study.Laboratory, spec: RunSpec, *, progress: bool = False) -> Record:
+    def slow_run(lab: study.Laboratory, spec: RunSpec, *, progress: bool = False) -> study.Run:
         with (Path(log) / f"{os.getpid()}.runs").open("a") as stream:
             stream.write(spec.run_id + "\n")
         time.sleep(float(pause))
