@@ -1,16 +1,18 @@
 """The rows of prune_cost.py: what each measures, what it is compared with, and the limits it is held to."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from prune_work import (
     PATTERNS,
     Measured,
     Problem,
     choosing,
     forward,
+    library_attention,
+    library_product,
     outlier_pass,
     problems,
     pruning,
@@ -57,14 +59,11 @@ class Bench:
 
     def measure(self, row: "Row") -> None:
         """Do a row's work once."""
-        products = torch.backends.mkldnn.matmul
-        chosen = products.fp32_precision
-        if row.default_product:
-            products.fp32_precision = self.default_product
-        try:
+        with ExitStack() as stack:
+            if row.plain:
+                stack.enter_context(library_product(self.default_product))
+                stack.enter_context(library_attention(self.dense(row.dtype)))
             measured = row.run(self)
-        finally:
-            products.fp32_precision = chosen
         before = self.found.get(row.key)
         if before is None or measured.cpu_s < before.cpu_s:
             self.found[row.key] = measured
@@ -91,7 +90,7 @@ class Row:
         group: what selects it on the command line.
         run: its work.
         baseline: the float32 row whose time and masks it is compared with.
-        default_product: whether float32 products are torch's own instead of those chosen for this machine.
+        plain: whether products and attention are the libraries' own instead of those chosen for this machine.
     """
 
     group: str
@@ -100,7 +99,7 @@ class Row:
     targets: tuple[Target, ...] = ()
     baseline: str | None = None
     dtype: str = "float32"
-    default_product: bool = False
+    plain: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -131,7 +130,7 @@ def forward_rows(library: str) -> list[Row]:
     """Return one forward by torch's default product, and by the one chosen."""
     default, chosen = "one forward, torch default", f"one forward, {library}"
     return [
-        Row("forward", default, lambda b: forward(b.dense(), b.tokens), default_product=True),
+        Row("forward", default, lambda b: forward(b.dense(), b.tokens), plain=True),
         Row("forward", chosen, lambda b: forward(b.dense(), b.tokens), baseline=default),
         Row("forward", chosen, lambda b: forward(b.dense("bfloat16"), b.tokens), dtype="bfloat16"),
     ]
@@ -141,15 +140,15 @@ def method_rows(method: str, library: str) -> list[Row]:
     """Return the baseline of a method, the baseline by the chosen product, and the engine's schedules."""
     name, targets = f"{method}, textbook", targets_of(method)
 
-    def plain(b: Bench) -> Measured:
+    def baseline(b: Bench) -> Measured:
         return textbook_pruning(b.dense(), b.tokens, method, b.held_out)
 
     def engine(b: Bench, schedule: str, dtype: str) -> Measured:
         return pruning(b.dense(dtype), b.tokens, method, schedule, b.held_out)
 
     rows = [
-        Row(method, name, plain, default_product=True),
-        Row(method, f"{name}, {library}", plain, baseline=name),
+        Row(method, name, baseline, plain=True),
+        Row(method, f"{name}, {library}", baseline, baseline=name),
     ]
     for dtype, schedules in SCHEDULES.items():
         for schedule in schedules:
@@ -195,12 +194,17 @@ def independence_rows(method: str) -> list[Row]:
 
 def selected(rows: Sequence[Row], groups: Sequence[str], dtypes: Sequence[str]) -> list[Row]:
     """Return the rows of some groups and dtypes, with those that they are compared with."""
-    chosen = [row for row in rows if row.group in groups and row.dtype in dtypes]
-    wanted = {row.key for row in chosen}
-    wanted |= {row.key for row in rows if row.group == "forward" and row.dtype in dtypes}
-    if any(target.column == "wanda_ratio" for row in chosen for target in row.targets):
+    wanted = {row.key for row in rows if row.group in groups and row.dtype in dtypes}
+    if any(row.key in wanted and target.column == "wanda_ratio" for row in rows for target in row.targets):
         wanted.add(("wanda, block", "float32"))
-    wanted |= {(row.baseline, "float32") for row in rows if row.key in wanted and row.baseline}
+
+    def with_baselines() -> set[tuple[str, str]]:
+        return wanted | {(row.baseline, "float32") for row in rows if row.key in wanted and row.baseline}
+
+    wanted = with_baselines()
+    in_use = {dtype for _, dtype in wanted}
+    wanted |= {row.key for row in rows if row.group == "forward" and row.dtype in in_use}
+    wanted = with_baselines()
     return [row for row in rows if row.key in wanted]
 
 
@@ -218,7 +222,7 @@ def values_of(row: Row, bench: Bench) -> dict[str, float]:
         if whole:
             values["baseline_ratio"] = other.cpu_s / mine.cpu_s
         if mine.zeros is not None and other.zeros is not None:
-            values["masks_differ"] = (mine.zeros != other.zeros).float().mean().item()
+            values["masks_differ"] = int(np.bitwise_count(mine.zeros ^ other.zeros).sum()) / (8 * len(mine.zeros))
         if mine.perplexity is not None and other.perplexity is not None:
             values["perplexity_change"] = abs(mine.perplexity / other.perplexity - 1)
     return values

@@ -17,8 +17,8 @@ from calib_study.models import DenseModel
 from calib_study.moments import InputMoments
 from calib_study.perplexity import perplexity
 from calib_study.prune import allocated, evaluation_mode, prune_
-from calib_study.specs import Owl
 from calib_study.sparsegpt import sparsegpt
+from calib_study.specs import Owl
 
 SPARSITY = 0.5
 PATTERNS = ("unstructured", "2:4", "4:8")
@@ -31,12 +31,12 @@ class Measured:
 
     Attributes:
         cpu_s: CPU seconds of this process, all threads.
-        zeros: which of all block weights were zero afterwards, as one vector, if the work was to prune.
+        zeros: which of all block weights were zero afterwards, eight to a byte, if the work was to prune.
         perplexity: of the pruned model on held-out text.
     """
 
     cpu_s: float
-    zeros: torch.Tensor | None = None
+    zeros: np.ndarray | None = None
     perplexity: float | None = None
 
 
@@ -73,11 +73,12 @@ def textbook_pruning(
 ) -> Measured:
     """Prune by the baseline."""
     prune, ids = getattr(textbook, method), torch.from_numpy(tokens)
-    return _pruned(
-        dense,
-        lambda: textbook.prune_block_by_block(dense.model, ids, prune, gram=method == "sparsegpt"),
-        held_out,
-    )
+
+    def run() -> None:
+        with library_attention(dense):
+            textbook.prune_block_by_block(dense.model, ids, prune, gram=method == "sparsegpt")
+
+    return _pruned(dense, run, held_out)
 
 
 def outlier_pass(dense: DenseModel, tokens: np.ndarray) -> Measured:
@@ -133,6 +134,29 @@ def solving(given: Sequence[Problem], pattern: str) -> Measured:
 
 
 @contextmanager
+def library_product(setting: str) -> Iterator[None]:
+    """Let torch compute float32 products by its own setting inside."""
+    products = torch.backends.mkldnn.matmul
+    before = products.fp32_precision
+    products.fp32_precision = setting
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
+
+
+@contextmanager
+def library_attention(dense: DenseModel) -> Iterator[None]:
+    """Let the model use transformers' default attention inside, whatever it uses otherwise."""
+    before = dense.model.config._attn_implementation
+    dense.model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        dense.model.set_attn_implementation(before)
+
+
+@contextmanager
 def tokens_per_call(number: int) -> Iterator[None]:
     """Let the walk take batches of another size inside."""
     before = walk.TOKENS_PER_CALL
@@ -161,5 +185,5 @@ def _pruned(dense: DenseModel, work: Callable[[], object], held_out: np.ndarray 
     return Measured(seconds, _zeros(dense), scored)
 
 
-def _zeros(dense: DenseModel) -> torch.Tensor:
-    return torch.cat([layer.weight().flatten() == 0 for layer in all_layers(dense.model).values()])
+def _zeros(dense: DenseModel) -> np.ndarray:
+    return np.concatenate([np.packbits((layer.weight() == 0).numpy()) for layer in all_layers(dense.model).values()])

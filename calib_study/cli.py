@@ -153,6 +153,14 @@ _LISTERS: dict[str, Callable[[], list[tuple[str, str]]]] = {
 @click.option("--remote-code", is_flag=True, help="Run the Python code that the model brings. Read it first.")
 @dtype_option
 @device_option
+@click.option("--offload", is_flag=True, help="Keep the model in CPU memory; one block at a time visits the device.")
+@click.option(
+    "--hidden",
+    type=click.Choice(["device", "cpu", "file"]),
+    default="device",
+    show_default=True,
+    help="Where the hidden states of all windows wait.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the pruned model.")
 def prune(**options: Any) -> None:
     """Prune a model and write it, with its record and its calibration tokens, to a directory.

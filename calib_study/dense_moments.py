@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from calib_study.layers import decoder_blocks
 from calib_study.moment_cache import Layout, MomentCache, Moments
 from calib_study.moments import InputMoments
+from calib_study.offload import Device, Placement
 from calib_study.walk import Walk
 from calib_study.windows import Tokens
 
@@ -18,7 +19,13 @@ BlockMoments = list[tuple[list[str], InputMoments]]  # for each input of a block
 
 
 def dense_moments(
-    model: nn.Module, tokens: Tokens, *, gram: bool, cache: MomentCache | None = None
+    model: nn.Module,
+    tokens: Tokens,
+    *,
+    gram: bool,
+    cache: MomentCache | None = None,
+    device: Device | None = None,
+    hidden: Placement = "device",
 ) -> Iterator[BlockMoments]:
     """Yield the input moments of each block of the dense model.
 
@@ -28,19 +35,23 @@ def dense_moments(
     Args:
         tokens: (n_samples, seq_len) calibration windows. Only those that the cache does not know are passed
             through the model; all of them for Gram matrices of a set that it does not know.
+        device, hidden: as for `Walk`. The moments are on the device that they name, or else on the block's own.
     """
     layout = cache.layout() if cache else None
     known = cache.sequences(tokens, layout) if cache and layout else [None] * len(tokens)
     seen = [found for found in known if found is not None]
     if cache and layout and len(seen) == len(tokens) and (not gram or cache.has_grams(tokens)):
-        device = next(model.parameters()).device
-        yield from _stored(tokens, np.stack(seen), layout, cache, gram=gram, device=device)
+        where = [device or next(block.parameters()).device for block in decoder_blocks(model)[1]]
+        yield from _stored(tokens, np.stack(seen), layout, cache, gram=gram, where=where)
     else:
-        yield from _walked(model, tokens, [None] * len(tokens) if gram else known, cache, gram=gram)
+        known = [None] * len(tokens) if gram else known
+        missing = [row for row, found in enumerate(known) if found is None]
+        walk = Walk(model, tokens[missing], device, hidden)
+        yield from _walked(walk, tokens, known, cache, gram=gram)
 
 
 def _stored(
-    tokens: Tokens, moments: Moments, layout: Layout, cache: MomentCache, *, gram: bool, device: torch.device
+    tokens: Tokens, moments: Moments, layout: Layout, cache: MomentCache, *, gram: bool, where: Sequence[Device]
 ) -> Iterator[BlockMoments]:
     """Yield the moments of every block from arrays (n_samples, 2, n_inputs) and the cache's Gram matrices."""
     start = 0
@@ -48,18 +59,17 @@ def _stored(
         grams = cache.grams(tokens, index, [width for _, width in groups]) if gram else [None] * len(groups)
         block: BlockMoments = []
         for (names, width), product in zip(groups, grams, strict=True):
-            block.append((names, _input_moments(moments[:, :, start : start + width], tokens, product, device)))
+            block.append((names, _input_moments(moments[:, :, start : start + width], tokens, product, where[index])))
             start += width
         yield block
 
 
 def _walked(
-    model: nn.Module, tokens: Tokens, known: Sequence[Moments | None], cache: MomentCache | None, *, gram: bool
+    walk: Walk, tokens: Tokens, known: Sequence[Moments | None], cache: MomentCache | None, *, gram: bool
 ) -> Iterator[BlockMoments]:
     """Yield the moments of every block, passing the windows that are not known through the model, and keep them."""
     missing = [row for row, found in enumerate(known) if found is None]
-    n_blocks = len(decoder_blocks(model)[1])
-    walk = Walk(model, tokens[missing])
+    n_blocks = len(walk.blocks)
     layout: Layout = []
     fresh: list[Moments] = []
     start = 0
@@ -92,7 +102,7 @@ def _merged(fresh: Moments, known: Sequence[Moments | None], columns: slice) -> 
     return np.stack([next(new) if found is None else found[:, columns] for found in known])
 
 
-def _input_moments(piece: Moments, tokens: Tokens, gram: Tensor | None, device: torch.device) -> InputMoments:
+def _input_moments(piece: Moments, tokens: Tokens, gram: Tensor | None, device: Device) -> InputMoments:
     """Return moments from their float32 form (n_samples, 2, d_in), in float64."""
     wide = torch.from_numpy(piece).to(device).double()
     return InputMoments(wide[:, 0], wide[:, 1], tokens.shape[1], None if gram is None else gram.to(device).double())

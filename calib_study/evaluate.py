@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from calib_study.errors import InputError
+from calib_study.export import dtype_on
 from calib_study.model_files import ModelRef, resolve_model
-from calib_study.preflight import check_specs, dtype_on, evaluation_of
+from calib_study.preflight import check_specs, evaluation_of
 from calib_study.records import Metric, Record, Store
 from calib_study.specs import RunSpec, make_spec
 

@@ -5,17 +5,18 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from calib_study.errors import InputError
 from calib_study.methods import Pattern, method_named
 from calib_study.model_files import ModelRef, resolve_model
-from calib_study.preflight import check_new_directory, check_specs, dtype_on, evaluation_of
+from calib_study.preflight import check_new_directory, check_specs, evaluation_of
 from calib_study.sources import resolve_source, source_hash
 from calib_study.specs import RunSpec, checked_owl, make_spec
 from calib_study.windows import Windows, load_tokens
 
 N_SAMPLES, SEQ_LEN, EVAL_SEQ_LEN = 32, 256, 512
+DTYPES = ("float32", "bfloat16", "auto")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class PruneJob:
     tokens_file: Path | None
     device: str
     out: Path
+    offload: bool = False
+    hidden: Literal["device", "cpu", "file"] = "device"
 
     @classmethod
     def checked(
@@ -48,6 +51,8 @@ class PruneJob:
         device: str,
         out: Path,
         schedule: str = "block",
+        offload: bool = False,
+        hidden: Literal["device", "cpu", "file"] = "device",
         options: Mapping[str, float | str] | None = None,
         owl: Mapping[str, float] | None = None,
     ) -> "PruneJob":
@@ -56,6 +61,8 @@ class PruneJob:
         `owl`: values for `specs.Owl`, which then allocates the sparsity; None for the same sparsity everywhere.
         """
         sparsity = _sparsity(sparsity, pattern, method)
+        if offload and device == "cpu":
+            raise InputError("--offload moves blocks from the CPU to a device, so name another device than cpu.")
         _check_calibration(
             method, owl is not None, source, calibration_tokens, {"--n-samples": n_samples, "--seq-len": seq_len}
         )
@@ -91,13 +98,21 @@ class PruneJob:
         own = source_hash(text["source"]) if source else None
         spec = make_spec(**fields, model_hash=ref.content_hash(), source_hash=own)
         check_specs([spec], ref)
-        return cls(ref, spec, calibration_tokens, device, out)
+        return cls(ref, spec, calibration_tokens, device, out, offload, hidden)
 
     def run(self, echo: Callable[[str], Any]) -> None:
         """Prune, evaluate and write the directory; `echo` gets a few lines for the user."""
         from calib_study.study import Laboratory
 
-        lab = Laboratory(self.ref, dtype=self.spec.dtype, device=self.device, tokens_file=self.tokens_file)
+        lab = Laboratory(
+            self.ref,
+            dtype=self.spec.dtype,
+            device=self.device,
+            tokens_file=self.tokens_file,
+            offload=self.offload,
+            hidden=self.hidden,
+            once=True,
+        )
         record = lab.run(self.spec, progress=True).record
         self._write(lab, record.to_json(), lab.calibration_windows(self.spec))
         echo(f"{self.spec.title}: {record.sparsity.overall:.4%} of the block linears' weights are zero.")
@@ -154,3 +169,15 @@ def _checked_output(out: Path, ref: ModelRef) -> Path:
     if ref.location is not None and out == Path(ref.location).resolve():
         raise InputError(f"output {out} is the model itself; name another directory.")
     return out
+
+
+def dtype_on(device: str, dtype: str) -> str:
+    """Return the dtype that was asked, for "auto" the one that suits the device. Raises InputError for any other."""
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r}: allowed are {', '.join(DTYPES)}.")
+    if dtype != "auto":
+        return dtype
+    from calib_study.models import check_device, choose_dtype
+
+    check_device(device)
+    return choose_dtype(dtype, device)

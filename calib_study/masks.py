@@ -62,15 +62,16 @@ def lowest_n_of_m(scores: Tensor, kept: int, group: int) -> Tensor:
     if n_columns % group:
         raise InputError(f"pattern {kept}:{group} needs a multiple of {group} inputs; the layer has {n_columns}.")
     _check_numbers(scores)
-    lanes = scores.reshape(-1, group).T.contiguous()
-    return lowest_lanes(lanes, group - kept).T.reshape(n_rows, n_columns)
+    return lowest_lanes(scores.reshape(-1, group).T, group - kept).T.reshape(n_rows, n_columns)
 
 
 def lowest_lanes(lanes: Tensor, count: int) -> Tensor:
     """Return the mask of the `count` lowest of each column of (group, n), ties to the lower lane."""
     if lanes.device.type == "cpu":
-        return torch.from_numpy(_ranks(lanes.numpy(), np.zeros(lanes.shape, np.int16)) < count)
-    return _ranks(lanes, torch.zeros_like(lanes, dtype=torch.int16)) < count
+        array = np.ascontiguousarray(lanes.numpy())
+        return torch.from_numpy(_ranks(array, np.zeros(array.shape, np.int16)) < count)
+    first: Tensor = _ranks(lanes, torch.zeros_like(lanes, dtype=torch.int16)) < count
+    return first
 
 
 def _ranks(lanes: Any, ranks: Any) -> Any:

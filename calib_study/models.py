@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from calib_study import paths
 from calib_study.catalogue import load_catalogue
-from calib_study.errors import InputError
+from calib_study.errors import InputError, StudyError
 from calib_study.layers import all_layers
 from calib_study.model_files import ModelRef, converted_dir, is_converted, packaged_gguf
 
@@ -37,17 +37,23 @@ UNLOADABLE = (
 class DenseModel:
     """A loaded model that can be pruned and put back: the unpruned weights of its blocks' layers are kept aside.
 
+    Args:
+        keep: False saves the memory of those weights; the model can then be pruned once.
+
     Attributes:
         model: in evaluation mode; the layers of its blocks are what pruning changes.
         tokenizer: its tokenizer.
         ref: where it came from.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ref: ModelRef) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ref: ModelRef, *, keep: bool = True
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.ref = ref
-        modules = {layer.module for layer in all_layers(model).values()}  # the parts of a fused one share it
+        self._kept, self._used = keep, False
+        modules = {layer.module for layer in all_layers(model).values() if keep}  # a fused one's parts share it
         self._dense = {module: module.get_parameter("weight").detach().clone() for module in modules}
 
     def weights_sha256(self) -> str:
@@ -60,7 +66,10 @@ class DenseModel:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Undo any pruning: copy the dense weights back."""
+        """Undo any pruning: copy the dense weights back. Raises StudyError the second time if they were not kept."""
+        if self._used and not self._kept:
+            raise StudyError(f"{self.ref.name}: its dense weights were not kept, so it can be pruned only once.")
+        self._used = True
         for module, weight in self._dense.items():
             module.get_parameter("weight").copy_(weight)
 
@@ -93,12 +102,12 @@ def choose_dtype(dtype: str, device: str) -> str:
     return "bfloat16" if "AVX512" in features and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
-def load_model(ref: ModelRef, *, dtype: str = "float32", device: str = "cpu") -> DenseModel:
+def load_model(ref: ModelRef, *, dtype: str = "float32", device: str = "cpu", keep: bool = True) -> DenseModel:
     """Load a model in evaluation mode.
 
     A packaged model is converted to safetensors once, in the cache. Only safetensors are read, never pickled
     weights, and Python code that comes with a model is run only if `ref.remote_code` says so. Raises InputError
-    if the files do not make a causal language model, or lack any of its weights.
+    if the files do not make a causal language model, or lack any of its weights. `keep` is `DenseModel`'s.
     """
     where = check_device(device)
     source, options = _where(ref)
@@ -114,7 +123,7 @@ def load_model(ref: ModelRef, *, dtype: str = "float32", device: str = "cpu") ->
     model, report = loaded
     _refuse_invented_weights(ref, report)
     tokenizer = load_tokenizer(ref)
-    return DenseModel(model.to(where).eval(), tokenizer, ref)
+    return DenseModel(model.to(where).eval(), tokenizer, ref, keep=keep)
 
 
 def _refuse_invented_weights(ref: ModelRef, report: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ All of it is additive. Statistics of two sets of sequences are those of each, si
 variances of any subset or mixture of sequences come from the same numbers without another forward.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +97,7 @@ class MomentsSum:
 
 
 class _GramSum:
-    """X^T X, added up batch by batch. Only panels on and above the diagonal are multiplied; the rest is a copy."""
+    """X^T X, added up batch by batch. Only panels on and above the diagonal are multiplied, for it is symmetric."""
 
     def __init__(self) -> None:
         self._partial: Tensor | None = None  # float32, at most ROWS_PER_PRODUCT rows
@@ -121,6 +120,8 @@ class _GramSum:
         self._flush()
         assert self._total is not None
         for panel in _panels(self._total):
+            corner = self._total[panel, panel]
+            self._total[panel, panel] = corner.triu() + corner.triu(1).T  # equal already, but for rounding
             self._total[panel.stop :, panel] = self._total[panel, panel.stop :].T
         return self._total
 
@@ -135,24 +136,6 @@ def _panels(square: Tensor) -> list[slice]:
     """Return the column ranges in which a Gram matrix is computed."""
     size = len(square)
     return [slice(start, min(start + COLUMNS_PER_PANEL, size)) for start in range(0, size, COLUMNS_PER_PANEL)]
-
-
-def moments_of(batches: Sequence[Tensor], *, gram: bool) -> InputMoments:
-    """Return the moments of an input seen in batches (n, seq_len, d_in), in order, of any floating dtype."""
-    parts = []
-    for batch in batches:
-        part = MomentsSum(gram=gram)
-        part.add(batch)
-        parts.append(part.total())
-    return join(parts)
-
-
-def join(parts: Sequence[InputMoments]) -> InputMoments:
-    """Return the moments of several sets of sequences of one length as one."""
-    sums, squares = torch.cat([part.sums for part in parts]), torch.cat([part.squares for part in parts])
-    grams = [part.gram for part in parts if part.gram is not None]
-    gram = sum(grams[1:], grams[0]) if len(grams) == len(parts) else None
-    return InputMoments(sums, squares, parts[0].seq_len, gram)
 
 
 def _sequence_sums(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from calib_study.catalogue import RANDOM
 from calib_study.errors import InputError, unknown
+from calib_study.export import dtype_on
 from calib_study.methods import METHODS, Pattern, method_named
 from calib_study.model_files import resolve_model
-from calib_study.preflight import check_evaluation_source, check_lengths, dtype_on, evaluation_of
+from calib_study.preflight import check_evaluation_source, check_lengths, evaluation_of
 from calib_study.records import OWL_SUFFIX, default_owl
 from calib_study.sources import resolve_source, source_hash
 from calib_study.specs import (

@@ -14,8 +14,6 @@ from calib_study.sources import resolve_source, source_hash
 from calib_study.specs import Evaluation, RunSpec, problem_lines
 from calib_study.task_data import check_tasks
 
-DTYPES = ("float32", "bfloat16", "auto")
-
 
 def evaluation_of(sources: Sequence[str], **asked: Any) -> Evaluation:
     """Return the evaluation on held-out text of `sources`, with the hashes of those that the catalogue does not pin.
@@ -96,18 +94,6 @@ def check_evaluation_source(source: str) -> None:
     if source == "random":
         raise InputError("'random' has no text to be scored on; evaluate on a text source.")
     resolve_source(source)
-
-
-def dtype_on(device: str, dtype: str) -> str:
-    """Return the dtype that was asked, for "auto" the one that suits the device. Raises InputError for any other."""
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r}: allowed are {', '.join(DTYPES)}.")
-    if dtype != "auto":
-        return dtype
-    from calib_study.models import check_device, choose_dtype
-
-    check_device(device)
-    return choose_dtype(dtype, device)
 
 
 def check_new_directory(path: Path) -> None:

@@ -20,6 +20,7 @@ from calib_study.layers import Layer, all_layers, block_layers, decoder_blocks
 from calib_study.methods import Pattern
 from calib_study.moment_cache import MomentCache
 from calib_study.moments import InputMoments
+from calib_study.offload import Device, Placement, check_weights, moved
 from calib_study.owl import allocate, allocate_n_m, outlier_share
 from calib_study.progress import bar
 from calib_study.specs import Owl
@@ -36,6 +37,8 @@ def prune_(
     *,
     schedule: str = "block",
     cache: MomentCache | None = None,
+    device: Device | None = None,
+    hidden: Placement = "device",
     progress: bool = True,
 ) -> None:
     """Prune every block linear of `model` in place.
@@ -47,6 +50,8 @@ def prune_(
             blocks before it; two passes. "sequential": of each layer's input when it arrives, from the pruned
             layers before it in its own block too; one pass. "dense": of the dense model alone; one pass.
         cache: where statistics of the dense model are kept; under "dense", windows seen before then cost no pass.
+        device: where blocks are moved to, one at a time, to be pruned there; None = each is pruned where it is.
+        hidden: where the hidden states of all windows are kept meanwhile; see `Walk`. Results are the same.
 
     Raises InputError for a pattern that does not fit a layer, before any work, and NumericalError, with the
     layer's name, if activations are not finite. Hooks, training flag and cache setting are restored in any case.
@@ -55,6 +60,7 @@ def prune_(
     requests = [request] * len(blocks) if isinstance(request, Request) else list(request)
     for wanted, block in zip(requests, blocks, strict=True):
         check_pattern(prefix, block_layers(block), wanted.pattern)
+    check_weights(model, device)
     method = requests[0].method
     if method.name == "dense":
         return
@@ -68,18 +74,21 @@ def prune_(
     with torch.no_grad(), evaluation_mode(model), bar(len(blocks), "pruning", "block", shown=progress) as done:
         if not method.needs_calibration or tokens is None:
             for prune_group, block in zip(pruners, blocks, strict=True):
-                prune_group(list(block_layers(block)), None)
+                with moved(block, device):
+                    prune_group(list(block_layers(block)), None)
                 done.update()
         elif schedule == "dense":
-            seen = dense_moments(model, tokens, gram=gram, cache=cache)
-            for prune_group, inputs in zip(pruners, seen, strict=True):
-                for names, moments in inputs:
-                    prune_group(names, moments)
+            seen = dense_moments(model, tokens, gram=gram, cache=cache, device=device, hidden=hidden)
+            for prune_group, block, inputs in zip(pruners, blocks, seen, strict=True):
+                with moved(block, device):
+                    for names, moments in inputs:
+                        prune_group(names, moments)
                 done.update()
         else:
-            walk = Walk(model, tokens)
+            walk = Walk(model, tokens, device, hidden)
             for index, prune_group in enumerate(pruners):
-                _prune_block_(walk, index, prune_group, schedule, gram=gram)
+                with walk.resident(index):
+                    _prune_block_(walk, index, prune_group, schedule, gram=gram)
                 done.update()
 
 
@@ -119,6 +128,8 @@ def allocated(
     owl: Owl,
     *,
     cache: MomentCache | None = None,
+    device: Device | None = None,
+    hidden: Placement = "device",
     progress: bool = True,
 ) -> list[Request]:
     """Return one request for each block: OWL's share of the sparsity, from statistics of the dense model.
@@ -129,10 +140,12 @@ def allocated(
     blocks = decoder_blocks(model)[1]
     outliers = []
     with torch.no_grad(), evaluation_mode(model), bar(len(blocks), "outliers", "block", shown=progress) as done:
-        for block, inputs in zip(blocks, dense_moments(model, tokens, gram=False, cache=cache), strict=True):
+        moments = dense_moments(model, tokens, gram=False, cache=cache, device=device, hidden=hidden)
+        for block, inputs in zip(blocks, moments, strict=True):
             layers = block_layers(block)
-            worth = [scores.wanda(layers[name].weight(), seen.norms()) for names, seen in inputs for name in names]
-            outliers.append(outlier_share(worth, owl.outlier_multiple))
+            with moved(block, device, changes=False):
+                worth = [scores.wanda(layers[name].weight(), seen.norms()) for names, seen in inputs for name in names]
+                outliers.append(outlier_share(worth, owl.outlier_multiple))
             done.update()
     if request.pattern.structured:
         patterns = allocate_n_m(outliers, request.pattern, lam=owl.lam)

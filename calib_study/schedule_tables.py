@@ -204,17 +204,21 @@ def cost_table(file: Path | None = None) -> pd.DataFrame:
     """Return what pruning costs as `benchmarks/prune_cost.py --json` measured it, one row for each kind of work.
 
     Columns: work ("wanda, block"), dtype, cpu_s, forwards (cpu_s over that of a dense forward of the calibration
-    windows), baseline_ratio, target, met, masks_differ. Without rows if the file is not there.
+    windows in that dtype), baseline_ratio (cpu_s of the textbook program in float32 over this one's), target, met,
+    masks_differ. `attrs` are the settings of the measurement. Without rows if the file is not there.
     Raises InputError if the file is something else.
     """
     path = file or root() / COST_FILE
     if not path.is_file():
         return pd.DataFrame(columns=list(COST_COLUMNS))
     try:
-        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        return pd.DataFrame([[row.get(name) for name in COST_COLUMNS] for row in rows], columns=list(COST_COLUMNS))
+        measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        rows = [[row.get(name) for name in COST_COLUMNS] for row in measured["rows"]]
+        table = pd.DataFrame(rows, columns=list(COST_COLUMNS))
+        table.attrs.update(measured["settings"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no result of benchmarks/prune_cost.py --json: {error!r}.") from error
+    return table
 
 
 # --- layouts ----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -24,8 +25,9 @@ from calib_study.matmul import select_float32_matmul
 from calib_study.methods import Pattern, method_named
 from calib_study.metrics import task_metrics, text_metrics
 from calib_study.model_files import ModelRef, resolve_model
-from calib_study.models import DenseModel, load_model
+from calib_study.models import DenseModel, check_device, load_model
 from calib_study.moment_cache import MomentCache
+from calib_study.offload import Placement, streamed
 from calib_study.perplexity import bits_per_byte
 from calib_study.preflight import check_specs
 from calib_study.progress import bar
@@ -47,6 +49,9 @@ class Laboratory:
         tokens_file: calibration tokens to use instead of drawing windows (`spec.calibration.tokens_sha256` must
             then be theirs).
         reference: the model from which divergence is measured, if it is another than this one unpruned.
+        offload: keep the model in the CPU's memory, and move its blocks to the device one at a time.
+        hidden: where the hidden states of the calibration windows are kept; see `Walk`.
+        once: only one specification is to be run, so that the pristine weights need not be kept.
     """
 
     def __init__(
@@ -57,11 +62,17 @@ class Laboratory:
         device: str,
         tokens_file: Path | None = None,
         reference: ModelRef | None = None,
+        offload: bool = False,
+        hidden: Placement = "device",
+        once: bool = False,
     ) -> None:
+        check_device(device)
         self.matmul = select_float32_matmul() if device == "cpu" else "default"
         self.device = device
         self.dtype = dtype
-        self.dense: DenseModel = load_model(ref, dtype=dtype, device=device)
+        self.dense: DenseModel = load_model(ref, dtype=dtype, device="cpu" if offload else device, keep=not once)
+        self.visited = device if offload else None  # by one block at a time
+        self.hidden = hidden
         self.weights_sha256 = self.dense.weights_sha256()
         self.tokens_file = tokens_file
         self.reference = reference
@@ -110,10 +121,11 @@ class Laboratory:
         alike = Request(
             method_named(spec.method), spec.sparsity, Pattern.parse(spec.pattern), spec.seed, dict(spec.options or ())
         )
+        where: Any = {"cache": self.cache, "device": self.visited, "hidden": self.hidden}
         request: Request | list[Request] = alike
         if spec.allocation is not None and tokens is not None:
-            request = allocated(self.dense.model, alike, tokens, spec.allocation, cache=self.cache, progress=progress)
-        prune_(self.dense.model, request, tokens, schedule=spec.schedule, cache=self.cache, progress=progress)
+            request = allocated(self.dense.model, alike, tokens, spec.allocation, **where, progress=progress)
+        prune_(self.dense.model, request, tokens, schedule=spec.schedule, **where, progress=progress)
         return windows
 
     def evaluate(self, spec: RunSpec) -> tuple[tuple[Metric, ...], list[TaskResult]]:
@@ -126,7 +138,8 @@ class Laboratory:
             held_out = self.held_out(source, asked.n_windows, asked.seq_len).tokens
             dense = self.reference_outputs(spec, source) if asked.divergence else None
             try:
-                perplexity, divergence = score(self.dense.model, held_out, dense)
+                with streamed(self.dense.model, self.visited):
+                    perplexity, divergence = score(self.dense.model, held_out, dense)
             except NumericalError as error:
                 raise NumericalError(f"{spec.title}, on {source}: {error}") from error
             bits = bits_per_byte(perplexity, held_out, self.dense.tokenizer) if asked.divergence else None

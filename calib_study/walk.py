@@ -6,7 +6,6 @@ forward. Layers that are called with one and the same tensor (queries, keys and 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from calib_study.errors import StudyError
 from calib_study.layers import Layer, block_layers, decoder_blocks
-from calib_study.moments import InputMoments, join, moments_of
+from calib_study.moments import InputMoments, MomentsSum
 from calib_study.offload import Device, HiddenStates, Placement, check_weights, moved, placed
 from calib_study.windows import Tokens
 
@@ -104,11 +103,11 @@ class Walk:
 
     def _seen(self, index: int, firsts: Sequence[str], *, gram: bool, advance: bool = False) -> dict[str, InputMoments]:
         """Return the moments of the inputs of some layers, in one pass that stops when all of them have arrived."""
-        sums = {first: _Sum() for first in firsts}
+        sums = {first: MomentsSum(gram=gram) for first in firsts}
 
         def arrived(first: str, tensor: Tensor) -> None:
-            sums[first].add(moments_of([tensor], gram=gram))
-            if not advance and len({len(found.batches) for found in sums.values()}) == 1:
+            sums[first].add(tensor)
+            if not advance and len({found.n_batches for found in sums.values()}) == 1:
                 raise _Stop
 
         with _hooked(block_layers(self.blocks[index]), firsts, arrived, self.seq_len):
@@ -154,7 +153,10 @@ class Walk:
             for first, names in groups.items():
                 if any(at != first for at, _ in waiting):
                     raise StudyError(f"block {index}: its layers were not called in the same order for all windows.")
-                prune_group(names, moments_of([tensor for _, tensor in waiting], gram=gram))
+                found = MomentsSum(gram=gram)
+                for _, tensor in waiting:
+                    found.add(tensor)
+                prune_group(names, found.total())
                 waiting = [forward.switch() for forward in forwards]
         self.hidden = waiting
 
@@ -209,24 +211,6 @@ class Walk:
     def _keep(self, i: int, states: Tensor) -> None:
         """Replace a batch of the hidden states."""
         self.hidden[i] = states if self.placement == "device" else states.cpu()
-
-
-class _Sum:
-    """Moments of one input, added up batch by batch: those of each sequence, and one Gram matrix."""
-
-    def __init__(self) -> None:
-        self.batches: list[InputMoments] = []
-        self.gram: Tensor | None = None
-
-    def add(self, found: InputMoments) -> None:
-        if self.gram is None:
-            self.gram = found.gram
-        elif found.gram is not None:
-            self.gram += found.gram
-        self.batches.append(replace(found, gram=None))
-
-    def total(self) -> InputMoments:
-        return replace(join(self.batches), gram=self.gram)
 
 
 @contextmanager

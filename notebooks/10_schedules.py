@@ -68,8 +68,8 @@ n_spot_checks: int = 0  # published records to compute again on this machine
 # %% [markdown]
 # ## Runs
 #
-# The runs under `block` are those of chapter 1 where text, size, method and seed are the same. Stored records are read,
-# and missing ones are computed. As many of the published ones as `n_spot_checks` says, chosen at random, are computed
+# Stored records are read, and missing ones are computed. A run that another chapter has too, down to the held-out windows
+# that score it, is the same record. As many of the published ones as `n_spot_checks` says, chosen at random, are computed
 # again on the machine that built this page.
 
 # %% tags=["hide-input"]
@@ -158,15 +158,17 @@ Markdown(f"{in_words}A sample of the mask is kept with {len(samples)} of the {le
 # ## Cost
 #
 # A *forward* is one dense pass of the calibration windows through the blocks, without the output layer: what any method
-# must pay that looks at each window once. The *baseline* is a plain textbook program of the same method under `block`.
+# must pay that looks at each window once. The *textbook* is a plain program of the same method under `block`, in float32:
+# window by window, with full sorts.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Horizontal bars, one for each method and schedule; the text below the figure gives the values."}}
 cost = schedule_tables.cost_table()
-command = "`python benchmarks/prune_cost.py --json benchmarks/results/prune_cost.json`"
+command = "`calib-study bench prune --json benchmarks/results/prune_cost.json`"
 if len(cost):
     display(schedule_figures.fig_prune_cost(cost))
-said = f"Measured by {command}, with one thread. " + schedule_figures.describe_prune_cost(cost)
-Markdown(said if len(cost) else f"*No measurement is kept with this copy of the book; {command} makes one.*")
+settings = ", ".join(f"{name} {value}" for name, value in cost.attrs.items())
+measured = f"Measured by {command} ({settings}). {schedule_figures.describe_prune_cost(cost)}" if len(cost) else ""
+Markdown(measured or f"*No measurement is kept with this copy of the book; {command} makes one.*")
 
 # %% [markdown]
 # ## Verdict

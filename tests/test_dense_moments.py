@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,9 +38,9 @@ def passed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
 
     class Counting(Walk):
-        def __init__(self, model: torch.nn.Module, tokens: np.ndarray) -> None:
+        def __init__(self, model: torch.nn.Module, tokens: np.ndarray, *place: Any) -> None:
             counts.append(len(tokens))
-            super().__init__(model, tokens)
+            super().__init__(model, tokens, *place)
 
     monkeypatch.setattr(module, "Walk", Counting)
     return counts

@@ -79,6 +79,19 @@ def test_every_group_of_an_n_m_pattern_keeps_n(n_groups: int, group: int, data: 
             assert removed[r, g * group : (g + 1) * group].nonzero().flatten().tolist() == sorted(order.tolist())
 
 
+def test_lanes_by_hand_ties_to_the_lower_lane() -> None:
+    # Columns 3 1 2 | 1 1 1 | 2 2 1: the two lowest are 1 2 | the first two 1s | 1 and the first 2.
+    lanes = torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 2.0], [2.0, 1.0, 1.0]])
+    assert masks.lowest_lanes(lanes, 2).T.tolist() == [[False, True, True], [True, True, False], [True, False, True]]
+
+
+def test_groups_may_be_wider_than_small_integers_count() -> None:
+    values = torch.randn(3, 2 * 300, generator=torch.Generator().manual_seed(0))
+    removed = masks.lowest_n_of_m(values, 100, 300)
+    order = values.reshape(3, 2, 300).argsort(2)[..., :200]
+    assert torch.equal(removed.reshape(3, 2, 300), torch.zeros(3, 2, 300, dtype=torch.bool).scatter(2, order, True))
+
+
 def test_wanda_ignores_the_scale_of_the_activations() -> None:
     generator = torch.Generator().manual_seed(0)
     weight, norms = torch.randn(7, 11, generator=generator), torch.rand(11, generator=generator)
@@ -111,6 +124,11 @@ def test_nothing_is_removed_at_sparsity_zero() -> None:
 def test_bad_scores_and_widths_are_errors() -> None:
     with pytest.raises(NumericalError, match="1 of 4 scores"):
         masks.lowest_per_row(torch.tensor([[1.0, float("nan"), 2.0, 3.0]]), 2)
+    with pytest.raises(NumericalError, match="2 of 4 scores"):
+        masks.lowest_n_of_m(torch.tensor([[1.0, float("nan"), float("nan"), 3.0]]), 2, 4)
+    # infinite scores are compared as any others, though their sum may be no number
+    infinite = torch.tensor([[float("inf"), -float("inf"), 2.0, 3.0]])
+    assert masks.lowest_per_row(infinite, 2).tolist() == [[False, True, True, False]]
     with pytest.raises(InputError, match="multiple of 4 inputs; the layer has 10"):
         masks.lowest_n_of_m(torch.zeros(2, 10), 2, 4)
 

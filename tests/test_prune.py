@@ -1,5 +1,7 @@
 """The walk: equal to a plain forward when nothing is pruned, and to a textbook walk when something is."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from calib_study.criteria import Request
 from calib_study.errors import InputError, NumericalError, StudyError
 from calib_study.layers import all_layers, block_layers, decoder_blocks
 from calib_study.methods import METHODS, Pattern
+from calib_study.moment_cache import MomentCache
+from calib_study.offload import Placement
 from calib_study.prune import achieved_sparsity, allocated, prune_
 from calib_study.specs import Owl
 from calib_study.walk import Walk
@@ -299,3 +303,34 @@ def test_owl_gives_blocks_different_shares_of_the_same_whole(tiny_model: LlamaFo
     for index, share in enumerate(shares):
         found = [value for name, value in per_layer.items() if f".layers.{index}." in name]
         assert found == pytest.approx([share.sparsity] * 7, abs=1 / 32)
+
+
+@pytest.mark.parametrize("hidden", ["device", "cpu", "file"])
+@pytest.mark.parametrize("schedule", ["block", "sequential", "dense"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "dsnot"])
+def test_blocks_pruned_away_from_home_are_those_pruned_at_home(
+    tiny_model: LlamaForCausalLM, method: str, schedule: str, hidden: Placement
+) -> None:
+    other = copy_of(tiny_model)
+    prune_(tiny_model, request(method), TOKENS, schedule=schedule, progress=False)
+    prune_(other, request(method), TOKENS, schedule=schedule, device="cpu", hidden=hidden, progress=False)
+    assert_close(weights(other), weights(tiny_model), rtol=0, atol=0)
+
+
+def test_owl_and_kept_statistics_serve_a_model_whose_blocks_visit_the_device(
+    tiny_model: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    other, cache, owl = copy_of(tiny_model), MomentCache("tiny", tmp_path), Owl(lam=0.1, outlier_multiple=2.0)
+    shares = allocated(tiny_model, request("wanda", 0.6), TOKENS, owl, progress=False)
+    for _ in range(2):  # computed, then read
+        found = allocated(other, request("wanda", 0.6), TOKENS, owl, cache=cache, device="cpu", progress=False)
+        assert [share.sparsity for share in found] == [share.sparsity for share in shares]
+    prune_(tiny_model, shares, TOKENS, schedule="dense", progress=False)
+    prune_(other, shares, TOKENS, schedule="dense", cache=cache, device="cpu", progress=False)
+    assert_close(weights(other), weights(tiny_model), rtol=0, atol=0)
+
+
+def test_weights_that_are_not_in_memory_are_refused_before_any_work(tiny_model: LlamaForCausalLM) -> None:
+    tiny_model.model.layers[1].to("meta")
+    with pytest.raises(InputError, match=r"model\.layers\.1\.\S+ is not in memory"):
+        prune_(tiny_model, request("magnitude"), progress=False)

@@ -58,9 +58,12 @@ def masks() -> pd.DataFrame:
 
 def cost() -> pd.DataFrame:
     rows = [
-        ("wanda, block", "float32", 26.0, 1.94, 1.92, 2.2, False, 0.0006),
-        ("wanda, dense", "float32", 12.0, 0.94, 4.0, None, None, None),
-        ("masks only", "float32", 0.6, None, None, 1.0, True, None),
+        ("one forward, onednn", "float32", 13.0, 1.0, 1.6, None, None, None),
+        ("wanda, textbook", "float32", 50.0, 3.8, None, None, None, None),
+        ("wanda, block", "float32", 26.0, 1.94, 1.92, "forwards <= 2", False, 0.0006),
+        ("wanda, dense", "bfloat16", 12.0, 0.94, 4.0, "forwards <= 1.3", True, None),
+        ("owl, its extra pass", "float32", 13.0, 0.99, None, "forwards <= 1", True, None),
+        ("choosing by wanda, 2:4", "float32", 0.6, None, None, "cpu_s <= 1", True, None),
     ]
     return pd.DataFrame(rows, columns=list(COST_COLUMNS))
 
@@ -149,13 +152,29 @@ def test_cost_in_forwards() -> None:
     figure = schedule_figures.fig_prune_cost(cost())
     drawn(figure)
     (ax,) = figure.axes
-    assert_allclose([bar.get_width() for bar in ax.patches], [1.94, 0.94])  # what has no forwards is left out
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["wanda, block, float32", "wanda, dense, float32"]
-    assert "Targets" not in schedule_figures.describe_prune_cost(cost()[1:2])
+    assert_allclose([bar.get_width() for bar in ax.patches], [3.8, 1.94, 0.94, 0.99])
+    assert [t.get_text() for t in ax.get_yticklabels()] == [
+        "wanda, textbook, float32",
+        "wanda, block, float32",
+        "wanda, dense, bfloat16",
+        "owl, its extra pass, float32",
+    ]
+    assert [t.get_text() for t in ax.texts] == [
+        "3.8",
+        "1.94, 1.92 times faster, target missed",
+        "0.94, 4 times faster, target met",
+        "0.99, target met",
+    ]
+
+
+def test_cost_in_words() -> None:
     assert schedule_figures.describe_prune_cost(cost()) == (
-        "Cost in dense forwards of the calibration windows: wanda, block, float32 1.94; wanda, dense, float32 0.94. "
-        "Targets met: 1 of 2."
+        "Cost in dense forwards of the calibration windows: wanda, textbook, float32 3.8; "
+        "wanda, block, float32 1.94 (1.92 times faster than the textbook); "
+        "wanda, dense, bfloat16 0.94 (4 times faster than the textbook); owl, its extra pass, float32 0.99. "
+        "Rows of the benchmark that meet their targets: 3 of 4."
     )
+    assert "targets" not in schedule_figures.describe_prune_cost(cost()[1:2])
 
 
 @pytest.mark.parametrize(
@@ -180,7 +199,7 @@ def test_tables_without_rows_are_refused() -> None:
     with pytest.raises(InputError, match="fig_mask_disagreement: the table has no rows"):
         schedule_figures.fig_mask_disagreement(masks()[:0])
     with pytest.raises(InputError, match="fig_prune_cost: the table has no rows"):
-        schedule_figures.fig_prune_cost(cost()[2:])
+        schedule_figures.fig_prune_cost(cost()[5:])
 
 
 def test_the_same_table_gives_the_same_picture_and_is_left_alone() -> None:

@@ -231,8 +231,9 @@ def test_rule_2_at_its_edges(before: Any, here: Any, counts: tuple[int, int, int
 def test_cost_is_read_from_the_benchmarks_file(tmp_path: Path) -> None:
     file = tmp_path / "cost.json"
     rows = [{"work": "wanda, block", "dtype": "float32", "cpu_s": 26.0, "forwards": 1.9, "other": 1}]
-    file.write_text(json.dumps({"rows": rows, "threads": 1}))
+    file.write_text(json.dumps({"settings": {"threads": 1}, "environment": {}, "rows": rows}))
     table = cost_table(file)
+    assert table.attrs == {"threads": 1}
     assert table[["work", "dtype", "cpu_s", "forwards"]].to_numpy().tolist() == [["wanda, block", "float32", 26.0, 1.9]]
     assert table[["baseline_ratio", "target", "met", "masks_differ"]].isna().all(axis=None)
 
@@ -241,7 +242,9 @@ def test_without_the_file_there_are_no_rows(tmp_path: Path) -> None:
     assert len(cost_table(tmp_path / "none.json")) == 0
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": 3}', '{"rows": [3]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"rows": 3, "settings": {}}', '{"rows": [3], "settings": {}}', '{"rows": []}']
+)
 def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "cost.json"
     file.write_text(text)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from calib_study import masks
+from calib_study import sparsegpt as solver
 from calib_study.errors import InputError, NumericalError
 from calib_study.methods import Pattern
 from calib_study.sparsegpt import inverse_factor, reconstruction_error, sparsegpt
@@ -109,7 +110,7 @@ def test_two_weights_by_hand() -> None:
     assert reconstruction_error(weight, weight * ~removed, gram) == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("d_in", [5, 97, 211])
+@pytest.mark.parametrize("d_in", [5, 97, 211, 401])
 def test_factor_is_that_of_the_inverse_and_its_diagonal_that_of_the_trailing_inverses(d_in: int) -> None:
     gram = random_gram(d_in, 3 * d_in)
     factor, hessian = inverse_factor(gram, 0.01, LAYER), damped(gram, 0.01)
@@ -279,6 +280,27 @@ def test_fewer_tokens_than_inputs_and_no_damping_is_an_error(dtype: torch.dtype,
             one(random_weight(3, 23).to(dtype), gram, 0.5, damping=0.0)
         new, _ = one(random_weight(3, 23).to(dtype), gram, 0.5, damping=0.01)
         assert torch.isfinite(new).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n_tokens", [23, 390])
+def test_a_singular_matrix_of_many_inputs_is_an_error_too(dtype: torch.dtype, n_tokens: int) -> None:
+    # 401 inputs are factorised by halves. Rows are taken from the last: with 23 tokens the first half fails already.
+    gram = random_gram(401, n_tokens).to(dtype)
+    with pytest.raises(NumericalError, match=rf"{LAYER}: .* 401 inputs .*not positive definite"):
+        inverse_factor(gram, 0.0, LAYER)
+    assert torch.isfinite(inverse_factor(gram, 0.01, LAYER)).all()
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_columns_at_a_time_change_only_rounding(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, gram = random_weight(7, 44), random_gram(44, 97)
+    new, removed = one(weight, gram, 0.5, Pattern.parse(pattern))
+    for columns in (1, 5, 16, 44):
+        monkeypatch.setattr(solver, "COLUMNS_AT_A_TIME", columns)
+        other, gone = one(weight, gram, 0.5, Pattern.parse(pattern))
+        assert torch.equal(gone, removed)
+        assert_close(other, new)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
