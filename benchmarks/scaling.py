@@ -1,6 +1,6 @@
 """How cost grows with calibration tokens, and what less memory costs: python benchmarks/scaling.py
 
-Each line is measured in a process of its own, on one thread: CPU seconds of pruning, and the largest resident memory
+Each number is measured in a process of its own, on one thread: CPU seconds of pruning, and the largest resident memory
 of the whole process, of which `above` is what the same process does not need to prune by magnitude, without windows.
 On a machine with one kind of memory, blocks that visit the "device" are copies in it.
 """
@@ -8,18 +8,21 @@ On a machine with one kind of memory, blocks that visit the "device" are copies 
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import TypeVar
 
 import numpy as np
 from scipy.stats import linregress
 
 MODEL, SEED = "smollm2-135m", 0
-SETTINGS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-# glibc then gives back what is freed at once; else the peak tells more of its reserves than of what was in use.
-SETTINGS["MALLOC_MMAP_THRESHOLD_"] = str(2**19)
+Result = TypeVar("Result")
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+# glibc then gives back what is freed at once, which takes time. Without, the peak tells more of its reserves than of
+# what was in use; so time and memory are not measured in the same process.
+NO_RESERVES = {"MALLOC_MMAP_THRESHOLD_": str(2**19)}
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,22 @@ def measure(case: Case, tokens: np.ndarray) -> Cost:
     return Cost(time.process_time() - began, peak_memory_mb("cpu") or 0.0)
 
 
-def alone(case: Case, tokens: np.ndarray) -> Cost:
-    """Return the cost of a case in a new process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, case, tokens[: case.n_samples]).result()
+def alone(work: Callable[..., Result], *arguments: object, **environment: str) -> Result:
+    """Return what `work` returns in a new process."""
+    os.environ.update(environment)  # which the process inherits
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(work, *arguments).result()
+    finally:
+        for name in environment:
+            del os.environ[name]
+
+
+def cost_of(case: Case, tokens: np.ndarray) -> Cost:
+    """Return the cost of a case: time from one new process, memory from another."""
+    seconds = alone(measure, case, tokens[: case.n_samples], **ONE_THREAD).seconds
+    peak = alone(measure, case, tokens[: case.n_samples], **ONE_THREAD, **NO_RESERVES).peak_mb
+    return Cost(seconds, peak)
 
 
 def windows(n_samples: int, seq_len: int) -> np.ndarray:
@@ -99,12 +114,11 @@ def fit(n_tokens: Sequence[int], values: Sequence[float]) -> str:
 
 def table(sizes: Sequence[int], seq_len: int, methods: Sequence[str]) -> None:
     """Measure and print one line after the other, then the fits."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        tokens = pool.submit(windows, max(sizes), seq_len).result()
-    base = alone(Case("magnitude", 0), tokens)
+    tokens = alone(windows, max(sizes), seq_len)
+    base = cost_of(Case("magnitude", 0), tokens)
 
     def line(case: Case) -> Cost:
-        cost = alone(case, tokens)
+        cost = cost_of(case, tokens)
         above = cost.peak_mb - base.peak_mb
         print(
             f"| {case.method} | {case.schedule} | {case.place} | {case.n_samples} | {case.n_samples * seq_len:,} "
@@ -123,7 +137,7 @@ def table(sizes: Sequence[int], seq_len: int, methods: Sequence[str]) -> None:
         seconds, memory = fit(n_tokens, [c.seconds for c in costs]), fit(n_tokens, [c.peak_mb for c in costs])
         fits.append(f"{method}, block: {seconds} CPU s and {memory} MB for 1,000 tokens")
     for schedule in ("block", "sequential"):
-        for hidden, offload in (("device", schedule == "block"), ("cpu", True), ("file", True), ("file", False)):
+        for hidden, offload in (("device", schedule == "block"), ("file", True)):
             line(Case(methods[0], max(sizes), schedule, hidden, offload))
     print("\n" + "\n".join(fits))
 
@@ -135,7 +149,6 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--methods", nargs="+", choices=("wanda", "sparsegpt"), default=["wanda", "sparsegpt"])
     options = parser.parse_args()
-    os.environ.update(SETTINGS)  # for the processes that are started
     table(options.sizes, options.seq_len, options.methods)
 
 

@@ -15,6 +15,8 @@ from calib_study.moments import InputMoments, MomentsSum
 
 # Relative to the norms of the features concerned: Gram matrices of the real model's inputs are within 5e-7.
 ROUNDING = 1e-6
+# A product that oneDNN adds up in one float32 sum of 393 terms: 1.34e-6 was measured, with torch's default 2e-7.
+PRODUCT_ROUNDING = 2e-6
 
 
 def inputs(n: int, seq_len: int, d_in: int, seed: int = 0) -> Tensor:
@@ -48,7 +50,7 @@ def assert_within_rounding(found: InputMoments, x: Tensor) -> None:
     assert_close(found.sums / of_sequence, sums / of_sequence, rtol=0, atol=ROUNDING)
     assert_close(found.squares, squares, rtol=ROUNDING, atol=0)
     scale = norms[:, None] * norms
-    assert_close(found.gram / scale, gram / scale, rtol=0, atol=ROUNDING)
+    assert_close(found.gram / scale, gram / scale, rtol=0, atol=PRODUCT_ROUNDING)
 
 
 def test_moments_by_hand() -> None:

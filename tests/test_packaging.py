@@ -54,7 +54,7 @@ SLOW_LIBRARIES = {
 }
 # Draws, counts or reads; the model is loaded elsewhere.
 NO_TORCH = [*QUICK, *"progress package_index formats sources model_files".split()]
-NO_TORCH += "task_items resampling components inference".split()
+NO_TORCH += "task_items resampling components inference mask_tables schedule_tables schedule_figures".split()
 NO_TORCH += "statistics frames verdicts figure_style figures kernels book".split()
 TORCH = {"torch", "transformers", "lm_eval", "accelerate"}
 
