@@ -36,12 +36,13 @@ Indices = NDArray[np.int64]
 Encoded = tuple[Any, list[int], list[int]]  # (texts, tokens of the context, tokens of the continuation)
 Answer = tuple[float, bool]  # (log-likelihood, whether greedy decoding gives it)
 
-TOKENS_PER_CALL = 256  # on a CPU, where more brings nothing but padding
-TOKENS_PER_CALL_ELSEWHERE = 16384
+# On a CPU: more tokens in a call bring only more padding, and the log-probabilities of few positions stay in its cache.
+TOKENS_PER_CALL, POSITIONS_AT_ONCE = 256, 32
+TOKENS_PER_CALL_ELSEWHERE, POSITIONS_AT_ONCE_ELSEWHERE = 8192, 1024
 LONGEST_ROW = 2048  # tokens; a longer one would lose more time in attention than it could save
 SHORT_ROW = 128  # tokens; up to here torch's plain attention is the fastest on a CPU, beyond it the blocked one
-POSITIONS_AT_ONCE = 32  # log-probabilities of so many positions are computed together: they stay in the CPU's cache
 TRIED = 32  # last positions of a branch at which its logits are compared with those of the plain sequence
+NOT_FINITE = "a log-likelihood is not finite; the model's weights may be damaged."
 
 
 # --- trees of tokens --------------------------------------------------------------------------------------
@@ -61,6 +62,7 @@ class Row:
         self.tokens: list[int] = []
         self.positions: list[int] = []
         self.paths: dict[Tokens, Indices] = {}
+        self._shared: list[int] = []  # of each path, its first places that another has taken
         before: Tokens = ()
         for tokens in sequences:
             shared = n_shared(before, tokens)
@@ -69,6 +71,7 @@ class Row:
             self.paths[tokens] = np.concatenate([start, new])
             self.tokens += tokens[shared:]
             self.positions += range(shared, len(tokens))
+            self._shared.append(shared)
             before = tokens
 
     def __len__(self) -> int:
@@ -86,8 +89,8 @@ class Row:
     @property
     def visible(self) -> NDArray[np.bool_]:
         allowed = np.zeros((len(self), len(self)), bool)
-        for path in self.paths.values():
-            allowed[np.ix_(path, path)] |= np.tri(len(path), dtype=bool)
+        for path, shared in zip(self.paths.values(), self._shared, strict=True):
+            allowed[np.ix_(path[shared:], path)] = np.tri(len(path) - shared, len(path), shared, dtype=bool)
         return allowed
 
 
@@ -100,7 +103,7 @@ def n_shared(first: Tokens, second: Tokens) -> int:
 def row_time(size: Indices) -> NDArray[np.float64]:
     """Return the time for rows of `size` tokens on a CPU, in units of that for one token without attention.
 
-    Measured with SmolLM2-135M; in larger models attention weighs less.
+    Measured with SmolLM2-135M in float32 on one thread; in larger models attention weighs less.
     """
     attention = np.where(size <= SHORT_ROW, size / 700, 0.2 + np.maximum(0, size - 2 * SHORT_ROW) / 1800)
     return np.asarray(size * (1 + attention))
@@ -146,9 +149,10 @@ def batches(rows: Sequence[Row], limit: int) -> Iterator[list[Row]]:
 
 
 class BranchingLM(TemplateLM):  # type: ignore[misc]
-    """Scores requests like the harness's own HFLM, to 1e-4 in float32, but reads fewer tokens.
+    """Scores requests like the harness's own HFLM, but reads fewer tokens.
 
-    Log-probabilities are taken in float32 at least, whatever the model's dtype; HFLM's are of the model's dtype. Where
+    In float32, log-likelihoods differ by rounding: about 1e-4 for answers of 100 tokens, less than HFLM itself differs
+    from float64. Log-probabilities are float32 at least, whatever the model's dtype; HFLM's are of that dtype. Where
     a row of branches does not give the logits of plain sequences (attention that measures distance by the place in the
     row, windows of attention shorter than a sequence), sequences are scored one by one. That is found out by trying
     the deepest row, before any is relied on.
@@ -158,6 +162,9 @@ class BranchingLM(TemplateLM):  # type: ignore[misc]
         max_length: tokens that the model reads at most; longer contexts lose their beginning.
         tokens_per_call: tokens in one forward, with padding, unless one row has more.
         fallback: why sequences were scored one by one; empty as long as branches served.
+
+    Args:
+        progress: show a bar.
     """
 
     def __init__(
@@ -235,8 +242,9 @@ class BranchingLM(TemplateLM):  # type: ignore[misc]
         """Return texts that HFLM generates."""
         from lm_eval.models.huggingface import HFLM
 
-        stock = HFLM(self.model, tokenizer=self.tokenizer, max_length=self.max_length, device=str(self.device))
-        texts: list[str] = stock.generate_until(requests, disable_tqdm=not self._progress)
+        with evaluation_mode(self.model):
+            stock = HFLM(self.model, tokenizer=self.tokenizer, max_length=self.max_length, device=str(self.device))
+            texts: list[str] = stock.generate_until(requests, disable_tqdm=not self._progress)
         return texts
 
     @torch.no_grad()
@@ -261,7 +269,7 @@ class BranchingLM(TemplateLM):  # type: ignore[misc]
                 answers |= scored
                 progress.update(len(scored))
         if not np.isfinite([value for value, _ in answers.values()]).all():
-            raise NumericalError("a log-likelihood is not finite; the model's weights may be damaged.")
+            raise NumericalError(NOT_FINITE)
         return [answers[index] for index in range(len(requests))]
 
     def _score(self, batch: list[Row], owners: Mapping[Tokens, list[tuple[int, Tokens]]]) -> dict[int, Answer]:
@@ -285,23 +293,15 @@ class BranchingLM(TemplateLM):  # type: ignore[misc]
 
     def _logits(self, rows: Sequence[Row], places: Indices) -> Tensor:
         """Return the logits (n, d_vocab) at `places` of the rows, which are counted as if the rows were one."""
-        shape = (len(rows), max(map(len, rows)))
-        tokens, positions = np.zeros((2, *shape), np.int64)
-        visible = np.zeros((*shape, shape[1]), bool)
-        visible[:] = np.eye(shape[1], dtype=bool)  # padding sees itself: no place may see nothing
-        for number, row in enumerate(rows):
-            n = len(row)
-            tokens[number, :n], positions[number, :n], visible[number, :n, :n] = row.tokens, row.positions, row.visible
-        inputs = {"input_ids": torch.from_numpy(tokens)}
+        width = max(map(len, rows))
+        inputs = {"input_ids": padded([row.tokens for row in rows], width)}
         if not all(row.is_plain for row in rows):
-            inputs["position_ids"] = torch.from_numpy(positions)
-            mask = torch.zeros(visible.shape, dtype=self.model.dtype)
-            mask.masked_fill_(torch.from_numpy(~visible), torch.finfo(mask.dtype).min)
-            inputs["attention_mask"] = mask[:, None]  # one for all heads
+            inputs["position_ids"] = padded([row.positions for row in rows], width)
+            inputs["attention_mask"] = attention_mask(rows, width, self.model.dtype)
         inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         head: nn.Module = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        small = self.device.type == "cpu" and self.model.dtype == torch.float32 and shape[1] <= SHORT_ROW
-        attention = sdpa_kernel(SDPBackend.MATH) if small else nullcontext()
+        short = self.device.type == "cpu" and self.model.dtype == torch.float32 and width <= SHORT_ROW
+        attention = sdpa_kernel(SDPBackend.MATH) if short else nullcontext()
         with attention, head_only_at(head, torch.from_numpy(places).to(self.device)):
             logits: Tensor = self.model(**inputs, use_cache=False).logits
         if logits.shape[:2] != (1, len(places)):  # the family computes its logits without calling that module
@@ -336,12 +336,30 @@ class BranchingLM(TemplateLM):  # type: ignore[misc]
         except (TypeError, ValueError, RuntimeError) as error:
             return f"the model refuses a mask of its own: {error}"
         plain = self._logits([Row([tokens])], np.arange(len(tokens))[-TRIED:])
+        if plain.isnan().any():
+            raise NumericalError(NOT_FINITE)
         spread = (plain - plain.mean(-1, keepdim=True)).norm(dim=-1)
         wrong = (branch - plain).norm(dim=-1)
         tolerance = torch.finfo(self.model.dtype).eps ** 0.5
         if (wrong <= tolerance * spread).all():
             return ""
         return f"logits differ by {(wrong / spread).max():.1e} of their spread (allowed: {tolerance:.1e})"
+
+
+def padded(rows: Sequence[list[int]], width: int) -> Tensor:
+    """Return lists as rows (n, width), filled up with zeros."""
+    filled = np.zeros((len(rows), width), np.int64)
+    for row, values in zip(filled, rows, strict=True):
+        row[: len(values)] = values
+    return torch.from_numpy(filled)
+
+
+def attention_mask(rows: Sequence[Row], width: int, dtype: torch.dtype) -> Tensor:
+    """Return what is added to the scores of attention (n, 1 for all heads, width, width): 0 where a place may look."""
+    visible = np.broadcast_to(np.eye(width, dtype=bool), (len(rows), 1, width, width)).copy()  # padding sees itself
+    for number, row in enumerate(rows):
+        visible[number, 0, : len(row), : len(row)] = row.visible
+    return torch.zeros(visible.shape, dtype=dtype).masked_fill_(torch.from_numpy(~visible), torch.finfo(dtype).min)
 
 
 def read(logits: Tensor, index: Tensor, targets: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -354,8 +372,9 @@ def read(logits: Tensor, index: Tensor, targets: Tensor) -> tuple[NDArray[np.flo
     """
     values = torch.empty(len(index), dtype=torch.float64)
     greedy = torch.empty(len(index), dtype=torch.bool)
-    for start in range(0, len(logits), POSITIONS_AT_ONCE):
-        some = logits[start : start + POSITIONS_AT_ONCE]
+    at_once = POSITIONS_AT_ONCE if logits.device.type == "cpu" else POSITIONS_AT_ONCE_ELSEWHERE
+    for start in range(0, len(logits), at_once):
+        some = logits[start : start + at_once]
         log_p = functional.log_softmax(some, dim=-1, dtype=torch.promote_types(some.dtype, torch.float32))
         here = (index >= start) & (index < start + len(some))
         row, token = (index[here] - start).to(logits.device), targets[here].to(logits.device)

@@ -101,8 +101,8 @@ print(before, size, peak_memory_mb("cpu"))
 
 
 def test_peak_memory_is_in_megabytes_and_does_not_fall() -> None:
-    """In a process of its own, whose peak so far is little more than the libraries."""
+    """In a process of its own, whose peak so far is that of the libraries, or of the tests that started it."""
     done = subprocess.run([sys.executable, "-c", MEASURE], check=True, capture_output=True, text=True)
     before, size, after = map(float, done.stdout.split())
-    assert 50 < before < 2000  # megabytes: not kilobytes, not bytes
+    assert 50 < before < 20_000  # megabytes: not kilobytes, not bytes; a process inherits the peak of its parent
     assert before < size <= after <= before + size + 50
