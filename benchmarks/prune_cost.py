@@ -13,7 +13,6 @@ windows). Rows that others are compared with are measured with them.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,6 +23,7 @@ import torch
 from prune_rows import GROUPS, MODEL, Bench, Row, all_rows, selected, values_of
 from prune_work import SPARSITY
 
+from calib_study.benchmark_files import Benchmark, write_benchmark
 from calib_study.environment import describe_environment
 from calib_study.matmul import keep_freed_memory, select_float32_matmul
 from calib_study.model_files import resolve_model
@@ -117,9 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = {"model": MODEL, "source": SOURCE, "n_samples": options.n_samples, **shape, "sparsity": SPARSITY}
         settings |= {"threads": options.threads, "repeats": options.repeats}
         machine = describe_environment("cpu", library).model_dump()
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"settings": settings, "environment": machine, "rows": results}, indent=2)
-        options.json.write_text(text + "\n", encoding="utf-8")
+        write_benchmark(options.json, Benchmark(settings=settings, environment=machine, rows=results))
     return 0
 
 

@@ -4,16 +4,15 @@ Tables of runs come from `frames.damage_table`, of texts only (no floor of rando
 the reference. "Runs" are of one model, sparsity, pattern and size.
 """
 
-import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from calib_study.benchmark_files import benchmark_table
 from calib_study.errors import InputError
 from calib_study.frames import SETTING_COLUMNS
 from calib_study.paths import root
@@ -208,17 +207,7 @@ def cost_table(file: Path | None = None) -> pd.DataFrame:
     masks_differ. `attrs` are the settings of the measurement. Without rows if the file is not there.
     Raises InputError if the file is something else.
     """
-    path = file or root() / COST_FILE
-    if not path.is_file():
-        return pd.DataFrame(columns=list(COST_COLUMNS))
-    try:
-        measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        rows = [[row.get(name) for name in COST_COLUMNS] for row in measured["rows"]]
-        table = pd.DataFrame(rows, columns=list(COST_COLUMNS))
-        table.attrs.update(measured["settings"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no result of benchmarks/prune_cost.py --json: {error!r}.") from error
-    return table
+    return benchmark_table(file or root() / COST_FILE, COST_COLUMNS, "prune_cost.py")
 
 
 # --- layouts ----------------------------------------------------------------------------------------------
