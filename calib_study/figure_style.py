@@ -15,11 +15,15 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+
+from calib_study.errors import InputError
+from calib_study.measures import MEASURES
 
 WIDTH = 7.5  # inches; a page of the book is 750 px wide
 STYLE_FILE = Path(__file__).with_name("style.mplstyle")
@@ -116,6 +120,15 @@ def method_label(name: str) -> str:
     """
     method, plus, _ = name.partition("+")
     return METHOD_LABELS.get(method, method) + (" + OWL" if plus else "")
+
+
+def measure_label(name: str) -> str:
+    """Return a measure's name as shown.
+
+    >>> measure_label("damage on c4"), measure_label("accuracy_loss")
+    ('damage on c4', 'accuracy lost')
+    """
+    return MEASURES[name][0] if name in MEASURES else name
 
 
 @contextmanager
@@ -218,3 +231,19 @@ def seed_legend(figure: Figure, n_seeds: int, mean: str) -> None:
     else:
         handles, labels = [single], ["one seed only, no interval"]
     figure.legend(handles, labels, loc="outside lower right", ncols=2, columnspacing=1.5)
+
+
+def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table as dictionaries by column."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def unique(column: "pd.Series[str]") -> list[str]:
+    """Return the values of a column, each once, in order of appearance."""
+    return [str(name) for name in dict.fromkeys(column)]
+
+
+def need_rows(table: pd.DataFrame, caller: str) -> None:
+    """Raise InputError for a table without rows."""
+    if not len(table):
+        raise InputError(f"{caller}: the table has no rows to draw.")

@@ -9,7 +9,16 @@ from itertools import product
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from calib_study.catalogue import RANDOM
 from calib_study.errors import InputError, unknown
@@ -29,11 +38,12 @@ from calib_study.specs import (
     problem,
     problem_lines,
 )
+from calib_study.task_data import check_tasks
 
 
-def _each_once(names: list[str]) -> list[str]:
+def _each_once(names: list[Any]) -> list[Any]:
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise problem(f"each can be named once only; repeated: {', '.join(repeated)}.")
+        raise problem(f"each can be named once only; repeated: {', '.join(map(str, repeated))}.")
     return names
 
 
@@ -63,6 +73,7 @@ MethodName = Annotated[str, passing(parse_method)]
 # A path is made absolute, so that a source has one name wherever the notebook runs.
 Source = Annotated[str, passing(resolve_source), AfterValidator(resolve_source)]
 EvaluationSource = Annotated[str, passing(check_evaluation_source), AfterValidator(resolve_source)]
+Task = Annotated[str, passing(lambda name: check_tasks([name]))]
 EachOnce = AfterValidator(_each_once)
 
 # Names that a notebook's kernel, or papermill, puts beside the parameters.
@@ -190,6 +201,10 @@ class Grid(Comparison):
     def _evaluation_within_context(cls, length: int, info: ValidationInfo) -> int:
         return _fitting(length, info)
 
+    def measured(self) -> dict[str, Any]:
+        """Return the fields of `Evaluation` that the grid sets."""
+        return {"seq_len": self.eval_seq_len, "n_windows": self.eval_windows}
+
     def specs(self) -> list[RunSpec]:
         """Return the whole grid: the dense model, then seed by seed every cell, repeats left out.
 
@@ -201,7 +216,7 @@ class Grid(Comparison):
             "model": ref.name,
             "model_hash": ref.content_hash(),
             "dtype": dtype_on(self.device, self.dtype),
-            "evaluation": evaluation_of(self.eval_sources, seq_len=self.eval_seq_len, n_windows=self.eval_windows),
+            "evaluation": evaluation_of(self.eval_sources, **self.measured()),
         }
         grid = [make_spec(method="dense", sparsity=0, **common)]
         for seed, setting, source, name in product(range(self.n_seeds), self._settings(), self.sources, self.methods):
@@ -215,6 +230,24 @@ class Grid(Comparison):
         """Return every combination of the values of the axes."""
         axes = self.axes()
         return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+class Scored(Grid, OneSize, OneSparsity):
+    """A grid of sources x methods x seeds at one sparsity, scored by divergence and tasks too."""
+
+    tasks: Annotated[list[Task], Field(min_length=1), EachOnce]
+    task_limit: int | None = Field(ge=3, description="fewer items than 3 tell nothing of their noise; None: all")
+
+    @field_validator("methods")
+    @classmethod
+    def _two_methods(cls, methods: list[str]) -> list[str]:
+        if sum(map(reads_text, methods)) < 2:
+            raise problem("at least two that use calibration text are needed, for example 'wanda' and 'sparsegpt'.")
+        return methods
+
+    def measured(self) -> dict[str, Any]:
+        """Add divergence and tasks."""
+        return {**super().measured(), "divergence": True, "tasks": tuple(self.tasks), "task_limit": self.task_limit}
 
 
 def _fitting(length: int, info: ValidationInfo) -> int:
@@ -231,7 +264,17 @@ def _fitting(length: int, info: ValidationInfo) -> int:
 
 
 class DataSources(Grid, OneSize, OneSparsity):
-    """Parameters of 01_data_sources: a grid of sources x methods x seeds at one sparsity."""
+    """Parameters of 01_data_sources: a grid of sources x methods x seeds at one sparsity, and a smaller, crossed one.
+
+    The second, `crossed`, has several methods that use text, and is also scored by divergence and tasks.
+    """
+
+    crossed_sources: list[str]
+    crossed_methods: list[str]
+    crossed_seeds: int
+    crossed_windows: int
+    tasks: list[str]
+    task_limit: int | None
 
     @field_validator("methods")
     @classmethod
@@ -241,6 +284,51 @@ class DataSources(Grid, OneSize, OneSparsity):
         if not reads_text(methods[-1]):
             raise problem("the last must be one that uses calibration text, for example 'wanda'.")
         return methods
+
+    @model_validator(mode="after")
+    def _crossed_is_possible(self) -> "DataSources":
+        self.crossed()
+        return self
+
+    def crossed(self) -> Scored:
+        """Return the crossed grid, alike in all that is not its own. Raises InputError for one that cannot be."""
+        own: dict[str, Any] = {
+            "sources": self.crossed_sources,
+            "methods": self.crossed_methods,
+            "n_seeds": self.crossed_seeds,
+            "eval_windows": self.crossed_windows,
+        }
+        alike = {name: getattr(self, name) for name in Scored.model_fields if name not in own}
+        try:
+            return Scored(**own, **alike)
+        except ValidationError as error:
+            raise problem("the crossed grid:\n" + problem_lines(error)) from error
+
+
+class Measuring(Scored):
+    """Parameters of 11_measuring: a scored grid, and milder sparsities with its first source and first two methods.
+
+    The milder runs are of one draw each: what draws change is little beside what sparsity does.
+    """
+
+    milder_sparsities: Annotated[list[float], EachOnce]
+
+    @field_validator("milder_sparsities")
+    @classmethod
+    def _below(cls, levels: list[float], info: ValidationInfo) -> list[float]:
+        if wrong := [level for level in levels if not 0 < level < info.data.get("sparsity", 1)]:
+            raise problem(
+                f"each must lie between 0 and `sparsity`; not so {', '.join(f'{level:g}' for level in wrong)}."
+            )
+        return levels
+
+    def specs(self) -> list[RunSpec]:
+        """Return the grid, then the milder runs."""
+        found = super().specs()
+        fewer = {"pattern": "unstructured", "sources": self.sources[:1], "methods": self.methods[:2], "n_seeds": 1}
+        for level in self.milder_sparsities:
+            found += Scored.specs(self.model_copy(update={**fewer, "sparsity": level}))
+        return list(dict.fromkeys(found))
 
 
 class ScheduleCosts(Grid, OneSize, OneSparsity, Schedules):
@@ -260,6 +348,7 @@ SCHEMAS: dict[str, type[Parameters]] = {
     "00_data": DataPage,
     "01_data_sources": DataSources,
     "10_schedules": ScheduleCosts,
+    "11_measuring": Measuring,
 }
 
 

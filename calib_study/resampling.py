@@ -60,6 +60,25 @@ def item_table(values: ArrayLike, groups: ArrayLike | None = None) -> ItemTable:
     return ItemTable(means, noise, weights)
 
 
+def noise_in_differences(values: ArrayLike, groups: ArrayLike | None = None) -> float:
+    """Return the variance that the choice of items adds to each of two runs that are compared, on average.
+
+    Half the item variance of the difference of two runs, averaged over all pairs. What all runs share (an item that is
+    hard for everyone) is in no difference, and not counted.
+
+    Args:
+        values: (n_runs, n_items), at least 2 runs; n_items may be windows of text. groups: as in `item_table`.
+
+    >>> round(noise_in_differences([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]]), 6)
+    0.0
+    """
+    x = finite_array(values, 2, "noise_in_differences", "(n_runs, n_items)")
+    if len(x) < 2:
+        raise InputError(f"noise_in_differences compares runs: at least 2 are needed, got {len(x)}.")
+    noise = item_table(x, groups).noise
+    return float(np.sum((noise - noise.mean(axis=0)) ** 2) / (len(x) - 1))
+
+
 def item_groups(n_items: int, groups: ArrayLike | None = None) -> list[NDArray[np.intp]]:
     """Return the positions of the items of each group, in the order of the labels; one group if None.
 

@@ -9,17 +9,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from calib_study.errors import InputError
 from calib_study.figure_style import (
     METHOD_STYLE,
     MUTED,
     TEXT,
     canvas,
     method_label,
+    need_rows,
     number,
+    rows_of,
     seed_legend,
     source_label,
     source_marks,
+    unique,
 )
 from calib_study.verdicts import SMALLEST_EFFECT
 
@@ -35,9 +37,9 @@ def fig_schedule_changes(differences: pd.DataFrame, changes: pd.DataFrame) -> Fi
     Args:
         differences: from `schedule_tables.schedule_differences`. changes: from `change_table`.
     """
-    _some(changes, "fig_schedule_changes")
-    methods, schedules = _unique(changes["method"]), _unique(changes["schedule"])
-    texts = _unique(differences["source"])
+    need_rows(changes, "fig_schedule_changes")
+    methods, schedules = unique(changes["method"]), unique(changes["schedule"])
+    texts = unique(differences["source"])
     marks = source_marks(sorted(texts))
     height = len(methods) * ((len(texts) + 1) * ROW + 0.42) + 0.95
     with canvas(height, len(methods), len(schedules), sharex="col", sharey=True) as (figure, axes):
@@ -48,7 +50,7 @@ def fig_schedule_changes(differences: pd.DataFrame, changes: pd.DataFrame) -> Fi
             for y, text in enumerate(texts):
                 seeds = here.loc[here["source"] == text, "difference"]
                 ax.plot(seeds, [y] * len(seeds), marks[text].marker, color=marks[text].colour, alpha=0.6, markersize=5)
-            for row in _rows(_of(changes, method, schedule)):
+            for row in rows_of(_of(changes, method, schedule)):
                 ax.plot([row["low"], row["high"]], [len(texts)] * 2, color=TEXT, linewidth=1.6)
                 ax.plot(row["mean"], len(texts), "o", color="white", markeredgecolor=TEXT, markeredgewidth=1.2)
             ax.set_title(f"{method_label(method)}: {schedule}")
@@ -64,7 +66,7 @@ def describe_schedule_changes(changes: pd.DataFrame) -> str:
     """Return the alt text of `fig_schedule_changes`."""
     parts = [
         f"{method_label(row['method'])}, {row['schedule']}: {row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-        for row in _rows(changes)
+        for row in rows_of(changes)
     ]
     return f"Damage minus that under the schedule block, in nats per token, with 95 % interval: {'; '.join(parts)}."
 
@@ -79,15 +81,15 @@ def fig_order_by_schedule(means: pd.DataFrame, order: pd.DataFrame) -> Figure:
         means: `interval_table(damage, ["method", "schedule", "source"], "damage")`.
         order: from `schedule_tables.order_table`.
     """
-    _some(order, "fig_order_by_schedule")
-    methods, schedules = _unique(order["method"]), _unique(order["schedule"])
-    texts = _unique(means["source"])
+    need_rows(order, "fig_order_by_schedule")
+    methods, schedules = unique(order["method"]), unique(order["schedule"])
+    texts = unique(means["source"])
     marks = source_marks(sorted(texts))
     height = len(methods) * (1.6 * ROW * len(schedules) + 0.35) + 0.95
     with canvas(height, len(methods), 1, sharex=True) as (figure, axes):
         for ax, method in zip(axes, methods, strict=True):
             table = means[means["method"] == method].pivot(index="schedule", columns="source", values="mean")
-            for y, row in enumerate(_rows(order[order["method"] == method])):
+            for y, row in enumerate(rows_of(order[order["method"] == method])):
                 ax.barh(y, row["null_q95"], left=-row["null_q95"] / 2, height=0.5, color=BAND)
                 said = f"range {row['range']:.3f}" + (f"\nτ = {row['tau']:.2f}" if y else "")
                 ax.annotate(said, (1, y), xycoords=ax.get_yaxis_transform(), va="center", ha="right", fontsize=9)
@@ -114,7 +116,7 @@ def describe_order_by_schedule(order: pd.DataFrame) -> str:
     parts = [
         f"{method_label(row['method'])}, {row['schedule']}: {row['best']} best, {row['worst']} worst, "
         f"range {row['range']:.3f} (if one text: below {row['null_q95']:.3f}), tau {row['tau']:.2f}"
-        for row in _rows(order)
+        for row in rows_of(order)
     ]
     return f"Mean damage of the texts under each schedule, tau against block. {'; '.join(parts)}."
 
@@ -124,11 +126,11 @@ def fig_mask_disagreement(masks: pd.DataFrame) -> Figure:
 
     masks: from `mask_tables.mask_table`. A point is a pair of runs, the mark their mean.
     """
-    _some(masks, "fig_mask_disagreement")
+    need_rows(masks, "fig_mask_disagreement")
     labels = _mask_labels(masks)
-    methods = _unique(masks["method"].dropna())
+    methods = unique(masks["method"].dropna())
     found: dict[tuple[str, str | None], pd.Series[float]] = {}
-    for label in _unique(labels):
+    for label in unique(labels):
         for method in (*methods, None):
             same = masks["method"].isna() if method is None else masks["method"] == method
             if len(shares := 100 * masks.loc[(labels == label) & same, "share"]):
@@ -153,7 +155,7 @@ def describe_mask_disagreement(masks: pd.DataFrame) -> str:
     means = named.groupby(["label", "method"], sort=False)["share"].mean().reset_index()
     parts = [
         row["label"] + (f" ({method_label(row['method'])})" if row["method"] else "") + f" {100 * row['share']:.1f} %"
-        for row in _rows(means)
+        for row in rows_of(means)
     ]
     return f"Mean share of weights removed in one of two models only: {'; '.join(parts)}."
 
@@ -163,8 +165,8 @@ def fig_prune_cost(cost: pd.DataFrame) -> Figure:
 
     cost: from `schedule_tables.cost_table`; of its rows those on `DRAWN` work, if they have `forwards`.
     """
-    rows = _rows(_drawn(cost))
-    _some(_drawn(cost), "fig_prune_cost")
+    rows = rows_of(_drawn(cost))
+    need_rows(_drawn(cost), "fig_prune_cost")
     with canvas(len(rows) * ROW + 0.75) as (figure, (ax,)):
         for y, row in enumerate(rows):
             forwards = row["forwards"]
@@ -187,7 +189,7 @@ def fig_prune_cost(cost: pd.DataFrame) -> Figure:
 def describe_prune_cost(cost: pd.DataFrame) -> str:
     """Return the alt text of `fig_prune_cost`."""
     parts = []
-    for row in _rows(_drawn(cost)):
+    for row in rows_of(_drawn(cost)):
         ratio = row["baseline_ratio"]
         faster = "" if pd.isna(ratio) else f" ({number(ratio)} times faster than the textbook)"
         parts.append(f"{_work_label(row)} {number(row['forwards'])}{faster}")
@@ -221,16 +223,3 @@ def _colour(name: str) -> str:
 
 def _of(table: pd.DataFrame, method: str, schedule: str) -> pd.DataFrame:
     return table[(table["method"] == method) & (table["schedule"] == schedule)]
-
-
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def _unique(column: "pd.Series[str]") -> list[str]:
-    return [str(name) for name in dict.fromkeys(column)]
-
-
-def _some(table: pd.DataFrame, caller: str) -> None:
-    if not len(table):
-        raise InputError(f"{caller}: the table has no rows to draw.")

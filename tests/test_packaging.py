@@ -29,8 +29,9 @@ ORDER = """
     moment_cache dense_moments criteria prune
     perplexity divergence branching task_prompts tasks
     records metrics environment study verification export evaluate
-    statistics resampling components inference frames verdicts mask_tables schedule_tables parameters
-    figure_style figures schedule_figures
+    statistics resampling components inference association frames verdicts measures crossed measuring_tables
+    benchmark_files mask_tables schedule_tables harness_tables parameters
+    figure_style figures schedule_figures harness_figures crossed_figures measure_figures
     kernels notebooks book cli
 """.split()
 
@@ -55,6 +56,8 @@ SLOW_LIBRARIES = {
 # Draws, counts or reads; the model is loaded elsewhere.
 NO_TORCH = [*QUICK, *"progress package_index formats sources model_files".split()]
 NO_TORCH += "task_items resampling components inference mask_tables schedule_tables schedule_figures".split()
+NO_TORCH += "benchmark_files harness_tables harness_figures".split()
+NO_TORCH += "association measures crossed measuring_tables crossed_figures measure_figures".split()
 NO_TORCH += "statistics frames verdicts figure_style figures kernels book".split()
 TORCH = {"torch", "transformers", "lm_eval", "accelerate"}
 
