@@ -12,8 +12,6 @@ from calib_study.errors import InputError
 from calib_study.resampling import jackknife_variance
 from calib_study.statistics import Floats, Interval, check_level, finite_array, mean_interval
 
-EDGE = 1 - 1e-9  # a correlation of 1 has no artanh
-
 
 def mean_rank_correlation(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Interval:
     """Return how far two measures rank objects alike: Spearman's rho over objects, averaged over groups.
@@ -78,8 +76,9 @@ def partial_rank_correlation(
     table = np.stack([x, y, z])
     full = _partial(table, which)
     left_out = [_partial(table[:, labels != name], which[labels != name]) for name in names]
-    centre = np.arctanh(np.clip(full, -EDGE, EDGE))
-    variance = jackknife_variance(np.arctanh(np.clip(left_out, -EDGE, EDGE)))
+    edge = 1 - 1 / (2 * len(x))  # a correlation of 1 has no artanh, and one close to it too large a one
+    centre = np.arctanh(np.clip(full, -edge, edge))
+    variance = jackknife_variance(np.arctanh(np.clip(left_out, -edge, edge)))
     half = float(stats.t.ppf((1 + level) / 2, len(names) - 1) * np.sqrt(variance))
     return Interval(full, float(np.tanh(centre - half)), float(np.tanh(centre + half)), len(names))
 

@@ -79,7 +79,7 @@ class EvaluateJob:
             from calib_study.study import Laboratory
 
             lab = Laboratory(self.ref, dtype=self.spec.dtype, device=self.device, reference=self.reference)
-            done = lab.run(self.spec)
+            done = lab.run(self.spec, progress=True)
             echo(f"record {store.put(done.record, done.arrays)}")
             record = done.record
         else:

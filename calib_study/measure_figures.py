@@ -222,6 +222,17 @@ def describe_noise(noise: pd.DataFrame) -> str:
     return f"Standard deviations in per cent of the mean loss. {'; '.join(parts)}."
 
 
+def describe_steadiness(noise: pd.DataFrame, measures: tuple[str, str] = ("damage", "accuracy_loss")) -> str:
+    """Return how far draws move two measures, in per cent of their mean loss, with 95 % limits."""
+    rows = {row["measure"]: row for row in rows_of(noise)}
+    parts = []
+    for name in measures:
+        draw, low, high = (100 * rows[name][end] / rows[name]["loss"] for end in ("draw", "draw_low", "draw_high"))
+        limits = f" [{low:.1f}, {high:.1f}]" if np.isfinite([low, high]).all() else ""
+        parts.append(f"{measure_label(name)} {draw:.1f} %{limits}")
+    return f"s.d. between draws: {', '.join(parts)}"
+
+
 def _share(row: dict[str, Any], kind: str) -> str:
     return f"{number(100 * row[kind] / abs(row['loss']))} %"
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from calib_study.errors import InputError
 from calib_study.frames import RUN_COLUMNS
-from calib_study.records import Record
-from calib_study.task_items import TaskResult
+from calib_study.records import Record, Store
+from calib_study.task_items import TaskResult, results_of
 
 Floats = NDArray[np.float64]
 DAMAGE_ON = "damage on "  # before the name of a held-out text
@@ -47,6 +47,12 @@ class Answers:
         rows = {run_id: row for row, run_id in enumerate(self.run_ids)}
         table: Floats = getattr(self, what)
         return table[[rows[run_id] for run_id in run_ids]]
+
+
+def results_by_run(records: Sequence[Record]) -> dict[str, list[TaskResult]]:
+    """Return by run_id what each run answered to tasks, from the arrays beside the records."""
+    store = Store.default()
+    return {record.run_id: results_of(store.arrays(record)) for record in records}
 
 
 def answers_of(results: Mapping[str, Sequence[TaskResult]]) -> Answers:

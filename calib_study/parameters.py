@@ -4,6 +4,7 @@ papermill only warns about a name it does not know and never looks at types; `ch
 A chapter with a grid of runs is put together from `Grid` and one class for each axis: `OneSparsity`, `OneSize`, ...
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from types import ModuleType
@@ -263,6 +264,14 @@ def _fitting(length: int, info: ValidationInfo) -> int:
 # --- the chapters -----------------------------------------------------------------------------------------
 
 
+CROSSED = {  # parameters of a scored grid: what chapter 1 calls them
+    "sources": "crossed_sources",
+    "methods": "crossed_methods",
+    "n_seeds": "crossed_seeds",
+    "eval_windows": "crossed_windows",
+}
+
+
 class DataSources(Grid, OneSize, OneSparsity):
     """Parameters of 01_data_sources: a grid of sources x methods x seeds at one sparsity, and a smaller, crossed one.
 
@@ -292,17 +301,15 @@ class DataSources(Grid, OneSize, OneSparsity):
 
     def crossed(self) -> Scored:
         """Return the crossed grid, alike in all that is not its own. Raises InputError for one that cannot be."""
-        own: dict[str, Any] = {
-            "sources": self.crossed_sources,
-            "methods": self.crossed_methods,
-            "n_seeds": self.crossed_seeds,
-            "eval_windows": self.crossed_windows,
-        }
+        own: dict[str, Any] = {name: getattr(self, field) for name, field in CROSSED.items()}
         alike = {name: getattr(self, name) for name in Scored.model_fields if name not in own}
         try:
             return Scored(**own, **alike)
         except ValidationError as error:
-            raise problem("the crossed grid:\n" + problem_lines(error)) from error
+            lines = problem_lines(error)
+            for name, field in CROSSED.items():
+                lines = re.sub(rf"(?m)^  - {name}\b", f"  - {field}", lines)
+            raise problem(f"the crossed grid cannot be run:\n{lines}") from error
 
 
 class Measuring(Scored):
@@ -312,6 +319,13 @@ class Measuring(Scored):
     """
 
     milder_sparsities: Annotated[list[float], EachOnce]
+
+    @field_validator("sources")
+    @classmethod
+    def _three_texts(cls, sources: list[str]) -> list[str]:
+        if len(set(sources) - {RANDOM}) < 3:
+            raise problem(f"at least three texts are needed to rank them; {RANDOM!r} is none.")
+        return sources
 
     @field_validator("milder_sparsities")
     @classmethod

@@ -128,7 +128,7 @@ class Laboratory:
         prune_(self.dense.model, request, tokens, schedule=spec.schedule, **where, progress=progress)
         return windows
 
-    def evaluate(self, spec: RunSpec) -> tuple[tuple[Metric, ...], list[TaskResult]]:
+    def evaluate(self, spec: RunSpec, *, progress: bool = False) -> tuple[tuple[Metric, ...], list[TaskResult]]:
         """Return the metrics of the model as it is now, and its answers to tasks.
 
         Divergence is from the model that `reference_outputs` saw, which must have been called before pruning.
@@ -149,7 +149,7 @@ class Laboratory:
             from calib_study.branching import BranchingLM
             from calib_study.tasks import run_tasks  # the harness takes seconds to import
 
-            lm = BranchingLM(self.dense.model, self.dense.tokenizer)
+            lm = BranchingLM(self.dense.model, self.dense.tokenizer, progress=progress)
             results = run_tasks(lm, asked.tasks, limit=asked.task_limit, seed=EVALUATION_SEED, num_fewshot=asked.shots)
         return (*metrics, *task_metrics(results)), results
 
@@ -187,7 +187,7 @@ class Laboratory:
         with _timed("prune", stages, self.device):
             windows = self.prune(spec, progress=progress)
         with _timed("evaluate", stages, self.device):
-            metrics, results = self.evaluate(spec)
+            metrics, results = self.evaluate(spec, progress=progress)
         overall, per_layer = achieved_sparsity(self.dense.model)
         facts = None
         if windows is not None:

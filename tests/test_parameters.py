@@ -11,7 +11,16 @@ from tiny_study import tiny_model_directory, tiny_source
 from calib_study.errors import InputError
 from calib_study.methods import METHODS
 from calib_study.notebooks import notebooks_dir, parameter_defaults, profile_parameters
-from calib_study.parameters import SCHEMAS, DataSources, ScheduleCosts, check, parse_method, reads_text, validate
+from calib_study.parameters import (
+    SCHEMAS,
+    DataSources,
+    Measuring,
+    ScheduleCosts,
+    check,
+    parse_method,
+    reads_text,
+    validate,
+)
 from calib_study.records import Store, to_frame
 from calib_study.specs import Owl
 from calib_study.study import run_grid
@@ -20,6 +29,7 @@ Files = tuple[Path, Path]
 CHAPTER = "01_data_sources"
 DEFAULTS = parameter_defaults(notebooks_dir() / f"{CHAPTER}.py")
 SCHEDULES = "10_schedules"
+MEASURING = "11_measuring"
 OF_SCHEDULES = parameter_defaults(notebooks_dir() / f"{SCHEDULES}.py")
 
 # For each bad value how the line that names it begins.
@@ -136,6 +146,35 @@ BAD_SCHEDULES: dict[str, tuple[dict[str, Any], str]] = {
     "one text": ({"sources": ["c4"]}, "sources: at least two texts are needed to compare them"),
     "n_seeds": ({"n_seeds": 2}, "n_seeds = 2: Input should be greater than or equal to 3"),
 }
+
+
+# The same for the scored grids: the crossed one of chapter 1, and the chapter on measuring.
+BAD_SCORED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "crossed source": (CHAPTER, {"crossed_sources": ["c4", "cod"]}, "crossed_sources.1 = 'cod': unknown source 'cod'."),
+    "crossed methods": (CHAPTER, {"crossed_methods": ["magnitude", "wanda"]}, "crossed_methods: at least two that use"),
+    "crossed seeds": (CHAPTER, {"crossed_seeds": 2}, "crossed_seeds = 2: Input should be greater than or equal to 3"),
+    "task": (CHAPTER, {"tasks": ["pika"]}, "tasks.0 = 'pika': unknown task 'pika'. Did you mean 'piqa'"),
+    "no task": (MEASURING, {"tasks": []}, "tasks = []: List should have at least 1 item"),
+    "repeated task": (MEASURING, {"tasks": ["piqa", "piqa"]}, "tasks: each can be named once only; repeated: piqa."),
+    "limit": (MEASURING, {"task_limit": 0}, "task_limit = 0: Input should be greater than or equal to 3"),
+    "two texts": (MEASURING, {"sources": ["c4", "code", "random"]}, "sources: at least three texts are needed to rank"),
+    "one method": (MEASURING, {"methods": ["magnitude", "wanda"]}, "methods: at least two that use calibration text"),
+    "milder": (
+        MEASURING,
+        {"milder_sparsities": [0.3, 0.6]},
+        "milder_sparsities: each must lie between 0 and `sparsity`",
+    ),
+    "milder twice": (MEASURING, {"milder_sparsities": [0.3, 0.3]}, "milder_sparsities: each can be named once only"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SCORED)
+def test_a_bad_value_of_a_scored_grid_is_named(kind: str) -> None:
+    slug, given, line = BAD_SCORED[kind]
+    with pytest.raises(InputError) as raised:
+        validate(slug, parameter_defaults(notebooks_dir() / f"{slug}.py") | given)
+    problems = [text for text in str(raised.value).splitlines()[1:] if not text.endswith("cannot be run:")]
+    assert len(problems) == 1 and problems[0].startswith(f"  - {line.split(' = []')[0]}")
 
 
 @pytest.mark.parametrize("kind", BAD_SCHEDULES)
@@ -272,6 +311,25 @@ def test_the_published_grid_of_schedules_shares_runs_with_chapter_1_at_one_evalu
     assert seeds == sorted(seeds)  # an interrupted grid has whole draws
 
 
+def test_the_chapter_on_measuring_has_the_crossed_runs_of_chapter_1_and_milder_ones() -> None:
+    """Six texts, four methods that read text, three draws; magnitude; dense; two milder levels of two methods."""
+    given = {slug: parameter_defaults(notebooks_dir() / f"{slug}.py") for slug in (CHAPTER, MEASURING)}
+    first, chapter = (validate(slug, given[slug] | profile_parameters(slug, "published")) for slug in given)
+    assert isinstance(first, DataSources) and isinstance(chapter, Measuring)
+    crossed = first.crossed().specs()
+    assert len(crossed) == 6 * 4 * 3 + 2
+    milder = [spec for spec in chapter.specs() if spec not in set(crossed)]
+    assert set(crossed) < set(chapter.specs())
+    assert [(spec.method, spec.sparsity, spec.seed) for spec in milder] == [
+        ("magnitude", 0.3, 0),
+        ("wanda", 0.3, 0),
+        ("magnitude", 0.4, 0),
+        ("wanda", 0.4, 0),
+    ]
+    assert all(spec.evaluation.divergence and spec.evaluation.tasks for spec in chapter.specs())
+    assert not any(spec.evaluation.tasks for spec in first.specs())  # stored records keep their ids
+
+
 def test_a_method_may_carry_owl() -> None:
     assert [parse_method(name) for name in ("wanda", "wanda+owl")] == [("wanda", False), ("wanda", True)]
     assert [reads_text(name) for name in ("magnitude", "magnitude+owl", "sparsegpt")] == [False, True, True]
@@ -311,6 +369,8 @@ def test_a_model_and_texts_of_ones_own(
     tiny_source(tmp_path / "other.txt", seed=1)
     monkeypatch.chdir(tmp_path)
     own = {"sources": ["one.txt", "./other.txt", "random"], "eval_sources": ["one.txt"], "model": str(tiny_files[0])}
+    own["crossed_sources"] = ["one.txt", "./other.txt"]
+    monkeypatch.setattr("calib_study.parameters.check_tasks", lambda names: None)  # whose data are not in this cache
     small = {"n_samples": 4, "seq_len": 16, "eval_seq_len": 16, "eval_windows": 4}
     chapter = validate(CHAPTER, DEFAULTS | own | small)
     assert isinstance(chapter, DataSources)

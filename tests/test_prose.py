@@ -22,10 +22,14 @@ CHAPTER = "notebooks/01_data_sources"
 # What chapter 1 glues for the prose. Add a key here, in the notebook, and then on a page.
 GLUE_KEYS = {
     "best_source",
+    "crossed_by_method",
+    "crossed_by_text",
+    "crossed_difference",
     "dense_ppl_c4",
     "front_page",
     "magnitude_ppl_c4",
     "method_gap",
+    "n_crossed",
     "n_records",
     "n_seeds",
     "n_sources",
@@ -36,6 +40,7 @@ GLUE_KEYS = {
     "share_source",
     "source_range",
     "sparsity",
+    "verdict_crossed",
     "verdict_source",
     "verdict_vs_method",
     "wanda_c4_ppl_c4",
