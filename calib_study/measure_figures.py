@@ -163,7 +163,7 @@ def fig_keeps(keep: pd.DataFrame) -> Figure:
             ax.set_ylabel(arrow)
         axes[0].set_yscale("log")
         axes[0].axhspan(1, 1 + KEPT_RISE, color="#E6E9ED", zorder=0)
-        ticks = [t for t in (1, 1.1, 1.5, 2, 5, 10, 20, 50, 100, 1000) if t <= 1.2 * axes[0].get_ylim()[1]]
+        ticks = [t for t in (1, 1.5, 2, 5, 10, 20, 50, 100, 1000) if t <= 1.2 * axes[0].get_ylim()[1]]
         axes[0].set_yticks(ticks, [number(t) for t in ticks], minor=False)
         axes[0].minorticks_off()
         axes[1].axhline(0, color=MUTED, linewidth=0.9)

@@ -313,4 +313,4 @@ Markdown(
 # %% tags=["hide-input"]
 environment = records[-1].environment
 print(", ".join(f"{name} {version}" for name, version in environment.versions.items()))
-print(f"records computed on {sorted({r.environment.processor for r in records})}")
+print(f"records computed on {sorted({r.environment.processor for r in [*records, *crossed_records]})}")

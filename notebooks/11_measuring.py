@@ -263,6 +263,8 @@ Markdown(
 #   are left out of the grid: at this size the dense model is near chance on some of them, and others cost many tokens
 #   an item. Any of them can be named in `tasks`. A sampled accuracy is unbiased, but its noise is what rule 4 shows.
 # - **Few draws.** With three seeds an interval over seeds is wide; an inconclusive verdict says that, and no more.
+# - **What decides is accuracy**, as in the papers, and it is the noisiest measure here. {numref}`fig-home` shows the
+#   less noisy likelihood of right answers beside it: where the two verdicts would differ, more items would tell.
 # - **Right answers' likelihood** is not accuracy, but a measure of the same items with far less noise: nothing is rounded to
 #   right or wrong.
 # - **Divergence and damage share their windows**, so part of what they have in common is chance of the windows.

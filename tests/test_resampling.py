@@ -18,6 +18,7 @@ from calib_study.resampling import (
     item_groups,
     item_table,
     jackknife_variance,
+    noise_in_differences,
     paired_bootstrap,
     paired_superiority,
 )
@@ -316,3 +317,28 @@ def test_paired_superiority_refuses_what_does_not_pair() -> None:
 def test_the_jackknife_of_a_mean_is_its_squared_standard_error(x: np.ndarray) -> None:
     left_out = np.array([np.delete(x, i).mean() for i in range(len(x))])
     assert_allclose(jackknife_variance(left_out), x.var(ddof=1) / len(x), atol=1e-12)
+
+
+# --- noise in differences ---------------------------------------------------------------------------------
+
+
+def test_noise_in_differences_is_half_the_variance_of_a_difference() -> None:
+    """Two runs: the difference 0 2 -2 0 has s^2 = 8/3 and, over 4 items, variance 2/3; half of it is 1/3."""
+    assert_allclose(noise_in_differences([[1.0, 3.0, 0.0, 5.0], [1.0, 1.0, 2.0, 5.0]]), 1 / 3)
+
+
+def test_noise_in_differences_is_the_average_over_pairs_and_within_groups() -> None:
+    x = np.random.default_rng(0).normal(size=(5, 12))
+    groups = np.repeat(["a", "b"], 6)
+    pairs = [
+        np.mean([np.var((x[i] - x[j])[groups == g], ddof=1) / 6 for g in "ab"]) / 2 / 2
+        for i, j in itertools.combinations(range(5), 2)
+    ]
+    assert_allclose(noise_in_differences(x, groups), np.mean(pairs))
+
+
+def test_what_all_runs_share_is_no_noise() -> None:
+    hard = np.random.default_rng(1).normal(size=20)
+    assert noise_in_differences(hard + np.arange(3.0)[:, None]) == pytest.approx(0, abs=1e-20)
+    with pytest.raises(InputError, match="at least 2 are needed, got 1"):
+        noise_in_differences([hard])
