@@ -18,11 +18,11 @@ from calib_study.records import Metric, Record, Store
 if TYPE_CHECKING:
     import pandas as pd
 
-# Records of another kind of processor (AVX512 against AVX2) came out with perplexities of 2,044 tokens that differ by
-# 0.03 to 0.33 % for Wanda, and by 0.3 to 5.4 % for SparseGPT: its updates feed every rounding into the next column, so
-# that 2 % of the mask moves. On the same kind of machine all are equal to the last bit.
-RELATIVE_TOLERANCE = 0.01
-LESS_STABLE = {"sparsegpt": 10.0}  # method: times the tolerance
+# Records of another kind of processor (AVX512, here AVX2) came out with perplexities of 2,000 to 4,000 tokens that differ
+# by up to 1.6 % for Wanda, and up to 5.4 % for SparseGPT: its updates feed every rounding into the next column, so that
+# 2 % of the mask moves. On the same kind of machine all are equal to the last bit.
+RELATIVE_TOLERANCE = 0.03
+LESS_STABLE = {"sparsegpt": 5.0}  # method: times the tolerance
 FLIPS = 4  # tokens or items that may fall on the other side
 WORDS = 1000  # fewer average rounding out less: the tolerance of a perplexity of n words grows with sqrt(WORDS / n)
 

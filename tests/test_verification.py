@@ -79,12 +79,12 @@ def test_untouched_records_are_equal_to_the_last_bit(stored: Path, tiny_files: F
 
 @pytest.mark.tiny
 def test_a_tampered_metric_is_found(published: Path, tiny_files: Files, own_cache: Path) -> None:
-    record = tampered(wanda(published, tiny_files), lambda f: scale(f["metrics"][0], "value", 1.03))
+    record = tampered(wanda(published, tiny_files), lambda f: scale(f["metrics"][0], "value", 1.06))
     text, agrees = report([record], model=str(tiny_files[0]), device="cpu", tolerance=None)
     assert not agrees
     [line] = [line for line in text.splitlines() if "DIFFERS" in line]
-    assert "perplexity on" in line and "2.9e-02" in line  # 0.03 / 1.03 of the stored value
-    assert report([record], model=str(tiny_files[0]), device="cpu", tolerance=0.04)[1]
+    assert "perplexity on" in line and "5.7e-02" in line  # 0.06 / 1.06 of the stored value
+    assert report([record], model=str(tiny_files[0]), device="cpu", tolerance=0.08)[1]
 
 
 @pytest.mark.tiny
@@ -117,9 +117,9 @@ def metric(value: float, unit: str, n: int) -> Metric:
     ("of", "tolerance", "allowed"),
     [
         (metric(50.0, "per token", 64), 0.01, 0.5),
-        (metric(0.5, "share of items", 64), 0.01, 4 / 64),  # more than 1 % of it
-        (metric(0.5, "share of items", 64), 0.04, 8 / 64),
-        (metric(0.5, "share of tokens", 4096), 0.01, 0.005),
+        (metric(0.5, "share of items", 64), 0.03, 4 / 64),  # more than 3 % of it
+        (metric(0.5, "share of items", 64), 0.12, 8 / 64),
+        (metric(0.5, "share of tokens", 4096), 0.03, 0.015),
         (metric(500.0, "per word", 40), 0.01, 25.0),  # 5 times 1 %, for a 25th of the words
         (metric(500.0, "per word", 5000), 0.01, 5.0),
     ],
@@ -131,7 +131,7 @@ def test_what_is_allowed_depends_on_what_a_metric_counts(of: Metric, tolerance: 
 @pytest.mark.tiny
 def test_sparsegpt_is_allowed_more(published: Path, tiny_files: Files) -> None:
     record = read_record(wanda(published, tiny_files))
-    changed = tampered(wanda(published, tiny_files), lambda f: scale(f["metrics"][0], "value", 1.05))
+    changed = tampered(wanda(published, tiny_files), lambda f: scale(f["metrics"][0], "value", 1.08))
     assert not all(row.within for row in compare(record, changed, RELATIVE_TOLERANCE))
     unstable = record.model_copy(update={"spec": record.spec.model_copy(update={"method": "sparsegpt"})})
     assert all(row.within for row in compare(unstable, changed, RELATIVE_TOLERANCE))
