@@ -15,7 +15,7 @@ from calib_study import __version__, paths
 from calib_study.errors import InputError, StudyError, unknown
 from calib_study.yaml_values import read_yaml
 
-BENCHMARKS = {"prune": "prune_cost.py", "scaling": "scaling.py", "harness": "harness.py"}
+BENCHMARKS = {"prune": "prune_cost.py", "scaling": "scaling.py", "harness": "harness.py", "synthesis": "synthesis.py"}
 LISTS = ("sources", "models", "methods", "tasks", "notebooks", "profiles", "records")
 dtype_option = click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or auto.")
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps ...")
@@ -62,10 +62,12 @@ def list_(what: str) -> None:
 
 def _list_sources() -> list[tuple[str, str]]:
     from calib_study.catalogue import load_catalogue
+    from calib_study.generated import generated_summaries
     from calib_study.sources import hub_names
 
     rows = [(source.name, source.summary) for source in load_catalogue().sources.values()]
     rows += [(name, "a data set of the hub; needs a network") for name in hub_names()]
+    rows += generated_summaries()
     rows.append(("A:0.7,B:0.3", "a mixture of sources, by share of the windows"))
     return [*rows, ("PATH", "your own text: a .txt or .md file, a folder of them, or a .jsonl")]
 
@@ -207,6 +209,59 @@ def _names(text: str) -> list[str]:
 
 
 @app.command()
+@click.option("--model", default="smollm2-135m", show_default=True, help="Name, directory, GGUF file or hub id.")
+@click.option("--prefix-source", help="Text whose first tokens are continued: see `calib-study list sources`.")
+@click.option("--prefix-len", type=int, default=2, show_default=True, help="Tokens of it; 0 needs no source.")
+@click.option("--start-token/--no-start-token", default=True, show_default=True, help="Before the prefix.")
+@click.option("--n-texts", type=int, default=200, show_default=True, help="Each continues another document.")
+@click.option("--new-tokens", type=int, default=512, show_default=True, help="Of each text, after the prefix.")
+@click.option("--temperature", type=float, default=0.6, show_default=True)
+@click.option("--top-k", type=int, default=50, show_default=True, help="0: all tokens.")
+@click.option("--top-p", type=float, default=0.95, show_default=True, help="1: all of top-k.")
+@click.option("--repetition-penalty", type=float, default=1.2, show_default=True, help="1: none.")
+@click.option("--end-of-text", default="stop", show_default=True, help="stop, continue or ban.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--batch-size", type=int, help="Texts at once; changes speed, not texts.  [default: what fits, up to 128]"
+)
+@click.option("--remote-code", is_flag=True, help="Run the Python code that the model brings. Read it first.")
+@dtype_option
+@device_option
+@click.option("--name", help="Use it as selfgen:NAME.  [default: made from the request]")
+@click.option("--out", type=click.Path(path_type=Path), help="A directory instead of a name.")
+def synthesize(**options: Any) -> None:
+    """Let a model write calibration text of its own, and print how the new source is called.
+
+    Started again after it was stopped, it goes on where it was.
+    """
+    from calib_study.synthesis import SynthesisJob
+
+    job = SynthesisJob.checked(**options)
+    job.run(echo=partial(click.echo, err=True))
+    click.echo(job.source)
+
+
+@app.command("filter")
+@click.argument("source")
+@click.option("--drop", required=True, metavar="END:P", help="Per cent by perplexity: top:20, bottom:20 or random:20.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random.")
+@click.option("--scorer", help="The model that scores.  [default: what the generator found as it wrote]")
+@click.option("--max-tokens", type=int, help="Score this much of a text.  [default: 2048]")
+@click.option("--remote-code", is_flag=True, help="Run the Python code that the model brings. Read it first.")
+@dtype_option
+@device_option
+@click.option("--name", help="Use it as selfgen:NAME.  [default: made from the request]")
+@click.option("--out", type=click.Path(path_type=Path), help="A directory instead of a name.")
+def filter_(**options: Any) -> None:
+    """Drop one end of the perplexities of SOURCE, and print how the new source is called."""
+    from calib_study.filtering import FilterJob
+
+    job = FilterJob.checked(**options)
+    job.run(echo=partial(click.echo, err=True))
+    click.echo(job.source)
+
+
+@app.command()
 @click.argument("notebook")
 @click.option("-p", "--parameter", "pairs", type=(str, str), multiple=True, metavar="NAME VALUE")
 @click.option("-f", "--file", "file", type=click.Path(path_type=Path), help="YAML file of parameters.")
@@ -263,7 +318,9 @@ def book(profile: str, only: tuple[str, ...], force: bool) -> None:
 @click.option("--sample", type=click.IntRange(min=1), default=3, show_default=True, help="How many, at random.")
 @click.option("--all", "everything", is_flag=True, help="All published records.")
 @click.option("--seed", type=int, help="Choose the same sample again.  [default: random]")
-@click.option("--tolerance", type=float, help="Largest relative difference of a metric.  [default: 0.005]")
+@click.option(
+    "--tolerance", type=float, help="Largest relative difference of a metric.  [default: 0.03; SparseGPT 0.15]"
+)
 @device_option
 def verify(sample: int, everything: bool, seed: int | None, tolerance: float | None, device: str) -> None:
     """Compute published records again on this machine and compare. Exits with 1 if any number differs."""
@@ -281,7 +338,7 @@ def verify(sample: int, everything: bool, seed: int | None, tolerance: float | N
 @click.argument("name")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(name: str, arguments: tuple[str, ...]) -> None:
-    """Measure speed and memory here: prune, scaling or harness. ARGUMENTS go to the benchmark; see NAME --help.
+    """Measure speed and memory: prune, scaling, harness, synthesis. ARGUMENTS go to the benchmark; see NAME --help.
 
     One thread, so that figures compare; a few minutes.
     """

@@ -2,7 +2,8 @@
 
 A source is named by the catalogue ("c4"), is a data set of the hub ("hub:c4"), is a path to the user's own
 text, or was given to `register_source`. All are cleaned and split by the same rules. The split depends on the
-text of a document alone, which is therefore on the same side in whatever source it stands.
+text of a document alone, which is therefore on the same side in whatever source it stands. Text that a model wrote
+(`calib_study.generated`) is a source too, but has no held-out part.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from calib_study.catalogue import RANDOM, HubEntry, SourceEntry, load_catalogue
 from calib_study.errors import DataError, InputError, unknown
 from calib_study.fetch import read_member
 from calib_study.formats import FILE_SUFFIXES, path_documents, read_documents, read_jsonl, text_files
+from calib_study.generated import SELFGEN, generated_folder, generated_names, is_generated, read_generated
 from calib_study.mixtures import mixture_name, parse_mixture
 from calib_study.progress import bar
 
@@ -26,6 +28,7 @@ Part = Literal["calibration", "held_out"]
 HubLoader = Callable[..., Iterable[Mapping[str, Any]]]  # called as `datasets.load_dataset` is
 HELD_OUT_ONE_IN = 4  # documents, by hash
 HUB = "hub:"
+NOT_FOR_EVALUATION = "its text was generated, which can serve for calibration, not for evaluation."
 _BROKEN = re.compile("[\ufffd\ud800-\udfff]")  # lost in decoding; half of a surrogate pair
 
 
@@ -84,15 +87,17 @@ def resolve_source(name_or_path: str) -> str:
         return name_or_path
     if parts := parse_mixture(name_or_path):
         return mixture_name(tuple((resolve_source(name), share) for name, share in parts))
+    if name_or_path.startswith(SELFGEN) and generated_folder(name_or_path):
+        return name_or_path
     path = Path(name_or_path).expanduser()
     if name_or_path.startswith(HUB):
         raise unknown("hub data set", name_or_path, hub_names())
     if not name_or_path or not path.exists():
         if path.suffix in FILE_SUFFIXES or path.name != name_or_path:
             raise InputError(f"source {name_or_path!r}: there is no such file or folder.")
-        raise unknown("source", name_or_path, [*source_names(), *hub_names()])
+        raise unknown("source", name_or_path, [*source_names(), *hub_names(), *generated_names()])
     if path.is_dir():
-        if not text_files(path):
+        if not (is_generated(path) or text_files(path)):
             raise InputError(f"source {name_or_path!r}: the folder holds no .txt or .md file.")
     elif path.suffix not in FILE_SUFFIXES:
         raise InputError(
@@ -125,6 +130,9 @@ def load_source(name_or_path: str) -> Source:
     elif name.startswith(HUB):
         hub = catalogue.hub[name.removeprefix(HUB)]
         summary, licence, raw = hub.summary, hub.licence, hub_documents(hub)
+    elif folder := generated_folder(name):
+        manifest, raw = read_generated(folder)
+        summary, licence = manifest.request.origin, "generated; the terms of the model and of its prefixes apply"
     elif name in _registered:
         own = _registered[name]
         summary, licence, raw = own.summary, own.licence, own.loader()
@@ -139,12 +147,16 @@ def load_source(name_or_path: str) -> Source:
 def load_documents(name_or_path: str, part: Part) -> tuple[str, ...]:
     """Return the documents of one part of a source, in canonical order, none of which is in the other part.
 
-    Args: part: "calibration" (3 of 4 documents) or "held_out" (1 of 4).
+    Args: part: "calibration" (3 of 4 documents, all of generated text) or "held_out" (1 of 4).
     Raises: as `load_source`; InputError too if the part is empty.
     """
     if part not in ("calibration", "held_out"):
         raise unknown("part", part, ("calibration", "held_out"))
     documents = load_source(name_or_path).documents
+    if generated_folder(resolve_source(name_or_path)):
+        if part == "held_out":
+            raise InputError(f"source {name_or_path!r}: {NOT_FOR_EVALUATION}")
+        return documents
     calibration, held_out = split_documents(documents)
     assert_disjoint(calibration, held_out)
     chosen = calibration if part == "calibration" else held_out

@@ -1,5 +1,6 @@
 """Stored records computed again on this machine: which, how they compare, and how that is shown."""
 
+import math
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from calib_study.records import Metric, Record, Store
 if TYPE_CHECKING:
     import pandas as pd
 
-# Records of another kind of processor (AVX512, here AVX2) came out with perplexities of 2,000 to 4,000 tokens that differ
-# by up to 1.6 % for Wanda, and up to 5.4 % for SparseGPT: its updates feed every rounding into the next column, so that
-# 2 % of the mask moves. On the same kind of machine all are equal to the last bit.
+# Records of another kind of processor (AVX512, here AVX2) came out with perplexities of 2,000 to 4,000 tokens that
+# differ by up to 1.6 % for Wanda, and up to 5.4 % for SparseGPT: its updates feed every rounding into the next column,
+# and 2 % of the mask moves. On the same kind of machine all are equal to the last bit.
 RELATIVE_TOLERANCE = 0.03
 LESS_STABLE = {"sparsegpt": 5.0}  # method: times the tolerance
 FLIPS = 4  # tokens or items that may fall on the other side
@@ -106,9 +107,9 @@ def allowance(metric: Metric, tolerance: float) -> float:
     """
     allowed = tolerance * abs(metric.value)
     if metric.unit == TASK_UNITS["perplexity"]:
-        return allowed * max(1.0, (WORDS / metric.n) ** 0.5)
+        return float(allowed * max(1.0, math.sqrt(WORDS / metric.n)))
     if metric.unit.startswith("share"):
-        return max(allowed, FLIPS * (tolerance / RELATIVE_TOLERANCE) ** 0.5 / metric.n)
+        return float(max(allowed, FLIPS * math.sqrt(tolerance / RELATIVE_TOLERANCE) / metric.n))
     return allowed
 
 

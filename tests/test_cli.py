@@ -100,6 +100,29 @@ BAD = {
         "lam = -1.0: Input should be greater than 0",
     ),
     "owl without owl": ([*PRUNE, "--source", "c4", "--owl-lam", "0.1", "--out", "OUT"], "--owl-multiple go with --owl"),
+    "synthesis": (
+        ["synthesize", "--prefix-source", "c5", "--out", "OUT"],
+        "unknown source 'c5'. Did you mean 'c4'?",
+    ),
+    "synthesis policy": (
+        ["synthesize", "--prefix-source", "c4", "--end-of-text", "stopp", "--out", "OUT"],
+        "unknown end-of-text policy 'stopp'. Did you mean 'stop'?",
+    ),
+    "synthesis without a prefix": (
+        ["synthesize", "--out", "OUT"],
+        "prefixes of 2 tokens need a source; or ask for prefix_len 0",
+    ),
+    "synthesis of too many": (
+        ["synthesize", "--prefix-source", "code", "--n-texts", "5000", "--out", "OUT"],
+        "source 'code' has 248 calibration documents, and each begins one text: 5000 texts were asked",
+    ),
+    "synthesis of too long": (
+        ["synthesize", "--prefix-len", "0", "--new-tokens", "9000", "--out", "OUT"],
+        "= 9,001 is longer than the context of smollm2-135m: 8,192 tokens",
+    ),
+    "synthesis below a file": (["synthesize", "--prefix-len", "0", "--out", "FILE/below"], "cannot write to"),
+    "filter": (["filter", "c4", "--drop", "tpo:20", "--out", "OUT"], "unknown end to drop 'tpo'. Did you mean 'top'?"),
+    "filter without scores": (["filter", "c4", "--drop", "top:20", "--out", "OUT"], "name a --scorer"),
     "command": (["prun"], "unknown command 'prun'. Did you mean 'prune'"),
     "list": (["list", "source"], "unknown list 'source'. Did you mean 'sources'?"),
 }
@@ -139,9 +162,10 @@ def test_bad_requests(
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 
-def test_a_bad_request_imports_nothing_slow(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["seq_len", "synthesis of too long", "filter without scores"])
+def test_a_bad_request_imports_nothing_slow(name: str, tmp_path: Path) -> None:
     """In a process of its own: exit code 2, and neither torch nor transformers was imported."""
-    arguments = command([*PRUNE, "--source", "c4", "--seq-len", "9000", "--out", "OUT"], tmp_path)
+    arguments = command(BAD[name][0], tmp_path)
     code = (
         "import sys; from calib_study import cli\n"
         f"sys.argv = ['calib-study', *{arguments!r}]\n"
@@ -172,7 +196,7 @@ def test_lists(what: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys
 def test_help_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, ["--help"]) == 0
     shown = capsys.readouterr().out
-    for name in ("fetch", "list", "prune", "run", "book", "verify"):
+    for name in ("fetch", "list", "prune", "synthesize", "filter", "run", "book", "verify"):
         assert f"\n  {name} " in shown
 
 

@@ -24,11 +24,12 @@ PACKAGE = ROOT / "calib_study"
 ORDER = """
     errors paths progress matmul yaml_values array_files
     methods catalogue package_index fetch task_data task_items specs
-    formats mixtures sources model_files preflight
-    windows layers mask_samples offload models scores masks dsnot owl sparsegpt moments walk
+    formats mixtures manifests generated sources model_files preflight
+    windows prompts layers mask_samples offload models scores masks dsnot owl sparsegpt moments walk
     moment_cache dense_moments criteria prune
+    sampling column_cache generation text_parts
     perplexity divergence branching task_prompts tasks
-    records metrics environment study verification export evaluate
+    records metrics environment study verification export evaluate synthesis filtering
     statistics resampling components inference association frames verdicts measures crossed measuring_tables
     benchmark_files mask_tables schedule_tables harness_tables parameters
     figure_style figures schedule_figures harness_figures crossed_figures measure_figures
@@ -58,6 +59,7 @@ NO_TORCH = [*QUICK, *"progress package_index formats sources model_files".split(
 NO_TORCH += "task_items resampling components inference mask_tables schedule_tables schedule_figures".split()
 NO_TORCH += "benchmark_files harness_tables harness_figures".split()
 NO_TORCH += "association measures crossed measuring_tables crossed_figures measure_figures".split()
+NO_TORCH += "manifests generated prompts text_parts synthesis filtering".split()
 NO_TORCH += "statistics frames verdicts figure_style figures kernels book".split()
 TORCH = {"torch", "transformers", "lm_eval", "accelerate"}
 
