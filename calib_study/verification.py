@@ -3,6 +3,7 @@
 import math
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 # Records of another kind of processor (AVX512, here AVX2) came out with perplexities of 2,000 to 4,000 tokens that
 # differ by up to 1.6 % for Wanda, and up to 5.4 % for SparseGPT: its updates feed every rounding into the next column,
-# and 2 % of the mask moves. On the same kind of machine all are equal to the last bit.
+# and 2 % of the mask moves. On the same kind of machine, with as many threads, all are equal to the last bit.
 RELATIVE_TOLERANCE = 0.03
 LESS_STABLE = {"sparsegpt": 5.0}  # method: times the tolerance
 FLIPS = 4  # tokens or items that may fall on the other side
@@ -74,9 +75,23 @@ def verify(
                 ref = resolve_model(model or record.spec.model)
                 labs = {key: Laboratory(ref, dtype=record.spec.dtype, device=device)}
             check_specs([record.spec], labs[key].dense.ref)
-            comparisons += compare(record, labs[key].run(record.spec).record, tolerance)
+            with _threads(record.environment.threads):
+                comparisons += compare(record, labs[key].run(record.spec).record, tolerance)
             shown.update()
     return comparisons
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Within the block torch uses as many threads as the record's run did: their number decides the order of sums."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def compare(stored: Record, again: Record, tolerance: float) -> list[Comparison]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_study import tiny_grid, tiny_spec
 
-from calib_study import paths
+from calib_study import paths, study
 from calib_study.errors import DataError, InputError
 from calib_study.records import Metric, Record, Store, read_record
 from calib_study.study import run_grid
@@ -75,6 +76,21 @@ def test_untouched_records_are_equal_to_the_last_bit(stored: Path, tiny_files: F
     assert of_wanda == ["model", "calibration tokens", "sparsity", f"perplexity on {source}", f"nll on {source}"]
     # three runs calibrated on text have five rows, the five others have no tokens
     assert len(rows) == 3 * 5 + 5 * 4
+
+
+@pytest.mark.tiny
+def test_a_check_uses_the_threads_of_the_record(
+    stored: Path, tiny_files: Files, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = read_record(wanda(stored, tiny_files))
+    before, used = torch.get_num_threads(), []
+    run = study.Laboratory.run
+    monkeypatch.setattr(
+        study.Laboratory, "run", lambda *args, **named: (used.append(torch.get_num_threads()), run(*args, **named))[1]
+    )
+    of_three = record.model_copy(update={"environment": record.environment.model_copy(update={"threads": 3})})
+    verify([of_three], model=str(tiny_files[0]), progress=False)
+    assert used == [3] and torch.get_num_threads() == before
 
 
 @pytest.mark.tiny
