@@ -18,10 +18,10 @@ from prune_work import (
     pruning,
     solving,
     textbook_pruning,
-    threads,
     tokens_per_call,
 )
 
+from calib_study.matmul import threads
 from calib_study.model_files import resolve_model
 from calib_study.models import DenseModel, load_model
 

@@ -167,17 +167,6 @@ def tokens_per_call(number: int) -> Iterator[None]:
         walk.TOKENS_PER_CALL = before
 
 
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Let torch use another number of threads inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _pruned(dense: DenseModel, work: Callable[[], object], held_out: np.ndarray | None) -> Measured:
     dense.restore()
     seconds = cpu_seconds(work)

@@ -5,6 +5,9 @@ oneDNN also permits it to round to bfloat16 where the CPU has matrix tiles (AMX)
 measured product shows full float32 precision.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch.nn import functional
 
@@ -36,6 +39,17 @@ def keep_freed_memory() -> None:
     take no notice.
     """
     torch.empty(LARGEST_LEARNT, dtype=torch.uint8)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let torch use another number of threads inside; it decides the order of sums, and so their last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _error() -> float:

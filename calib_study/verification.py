@@ -3,7 +3,6 @@
 import math
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,6 +62,7 @@ def verify(
     Args:
         model: where to load the model from if the records' name does not say (a path).
     """
+    from calib_study.matmul import threads
     from calib_study.study import Laboratory
 
     comparisons: list[Comparison] = []
@@ -75,23 +75,10 @@ def verify(
                 ref = resolve_model(model or record.spec.model)
                 labs = {key: Laboratory(ref, dtype=record.spec.dtype, device=device)}
             check_specs([record.spec], labs[key].dense.ref)
-            with _threads(record.environment.threads):
+            with threads(record.environment.threads):
                 comparisons += compare(record, labs[key].run(record.spec).record, tolerance)
             shown.update()
     return comparisons
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Within the block torch uses as many threads as the record's run did: their number decides the order of sums."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def compare(stored: Record, again: Record, tolerance: float) -> list[Comparison]:
