@@ -1,8 +1,8 @@
 """From the tidy frame of records to the tables that statistics and figures take.
 
 The tidy frame has one row per run and metric: run_id, model, method, sparsity, pattern, schedule, allocation,
-options, source, policy, n_samples, seq_len, seed, dtype, dataset, metric, value, unit, stderr, n. Methods that
-read no text have no source (None); the dense model is a run with method "dense".
+options, source, policy, n_samples, seq_len, min_tokens, seed, dtype, dataset, metric, value, unit, stderr, n. Methods
+that read no text have no source (None); the dense model is a run with method "dense".
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,10 @@ from calib_study.errors import InputError
 from calib_study.methods import METHODS
 from calib_study.statistics import mean_interval
 
-SETTING_COLUMNS = ("model", "dtype", "sparsity", "pattern", "schedule", "options", "policy", "n_samples", "seq_len")
+SETTING_COLUMNS = (
+    *("model", "dtype", "sparsity", "pattern", "schedule", "options"),
+    *("policy", "n_samples", "seq_len", "min_tokens"),
+)
 RUN_COLUMNS = ("run_id", "method", "allocation", "source", "seed", *SETTING_COLUMNS)
 FLOOR_SOURCE = "random"  # tokens drawn at random: a floor, never called the best or the worst text
 
@@ -64,6 +67,18 @@ def damage_table(frame: pd.DataFrame, datasets: Sequence[str] | None = None) -> 
             f"the first is {short.iloc[0]}."
         )
     return table
+
+
+def text_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `damage_table` of the runs with text, the floor of random tokens left out, and `jensen_shannon` added.
+
+    That is the divergence from the dense model, the mean over held-out texts (missing if it was not measured).
+    """
+    runs = damage_table(frame)
+    runs = runs[runs["source"].notna() & (runs["source"] != FLOOR_SOURCE)].reset_index(drop=True)
+    runs = runs.astype({"n_samples": int, "seq_len": int, "seed": int})  # not whole beside a run without text
+    divergence = frame[frame["metric"] == "jensen_shannon"].groupby("run_id")["value"].mean()
+    return runs.assign(jensen_shannon=runs["run_id"].map(divergence))
 
 
 def interval_table(

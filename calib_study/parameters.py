@@ -1,90 +1,46 @@
 """The parameters of each notebook: names, types, ranges, and the check that every notebook makes first.
 
 papermill only warns about a name it does not know and never looks at types; `check` stops both before any work.
-A chapter with a grid of runs is put together from `Grid` and one class for each axis: `OneSparsity`, `OneSize`, ...
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from calib_study.catalogue import RANDOM
 from calib_study.errors import InputError, unknown
-from calib_study.export import dtype_on
-from calib_study.methods import METHODS, Pattern, method_named
-from calib_study.model_files import resolve_model
-from calib_study.preflight import check_evaluation_source, check_lengths, evaluation_of
-from calib_study.records import OWL_SUFFIX, default_owl
-from calib_study.sources import resolve_source, source_hash
-from calib_study.specs import (
-    Policy,
-    RunSpec,
-    Schedule,
-    agreeing_pattern,
-    make_spec,
-    passing,
-    problem,
-    problem_lines,
+from calib_study.filtering import FilterJob
+from calib_study.grids import (
+    Cuts,
+    Diverging,
+    EachOnce,
+    Grid,
+    Levels,
+    Model,
+    OneSchedule,
+    OneSize,
+    OneSparsity,
+    Parameters,
+    Schedules,
+    Scored,
+    Sizes,
+    Source,
+    Tasked,
+    reads_text,
 )
-from calib_study.task_data import check_tasks
-
-
-def _each_once(names: list[Any]) -> list[Any]:
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise problem(f"each can be named once only; repeated: {', '.join(map(str, repeated))}.")
-    return names
-
-
-def parse_method(name: str) -> tuple[str, bool]:
-    """Return the method that a name means, and whether OWL allocates its sparsity to the blocks ("wanda+owl").
-
-    Raises InputError with near matches for an unknown method, or one that has nothing to allocate.
-
-    >>> parse_method("wanda+owl")
-    ('wanda', True)
-    """
-    method = method_named(name.removesuffix(OWL_SUFFIX)).name
-    owl = name.endswith(OWL_SUFFIX)
-    if owl and method in ("dense", "random"):
-        raise InputError(f"method {method!r} has nothing to allocate; leave {OWL_SUFFIX!r} out.")
-    return method, owl
-
-
-def reads_text(name: str) -> bool:
-    """Return whether runs of a method, with or without OWL, depend on calibration text."""
-    method, owl = parse_method(name)
-    return owl or METHODS[method].needs_calibration
-
-
-Model = Annotated[str, passing(lambda name: resolve_model(name))]
-MethodName = Annotated[str, passing(parse_method)]
-# A path is made absolute, so that a source has one name wherever the notebook runs.
-Source = Annotated[str, passing(resolve_source), AfterValidator(resolve_source)]
-EvaluationSource = Annotated[str, passing(check_evaluation_source), AfterValidator(resolve_source)]
-Task = Annotated[str, passing(lambda name: check_tasks([name]))]
-EachOnce = AfterValidator(_each_once)
+from calib_study.manifests import EndOfText
+from calib_study.model_files import resolve_model
+from calib_study.paths import root
+from calib_study.sources import resolve_source
+from calib_study.specs import RunSpec, problem, problem_lines
+from calib_study.synthesis import SynthesisJob
 
 # Names that a notebook's kernel, or papermill, puts beside the parameters.
 NOT_PARAMETERS = {"In", "Out", "exit", "quit", "open", "get_ipython", "cfg"}
-
-
-class Parameters(BaseModel):
-    """Base of all notebooks' parameters: no unknown name, defaults are checked too."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class DataPage(Parameters):
@@ -92,176 +48,6 @@ class DataPage(Parameters):
 
     model: Model
     example_characters: int = Field(ge=20, le=2000)
-
-
-# --- what grids are put together from ---------------------------------------------------------------------
-
-
-class Comparison(Parameters):
-    """One model, and the texts and methods that are compared on it. A method may carry OWL: "wanda+owl"."""
-
-    model: Model
-    sources: Annotated[list[Source], EachOnce]
-    methods: Annotated[list[MethodName], EachOnce]
-
-    @field_validator("sources")
-    @classmethod
-    def _two_texts(cls, sources: list[str]) -> list[str]:
-        if len(set(sources) - {RANDOM}) < 2:
-            raise problem(f"at least two texts are needed to compare them; {RANDOM!r} is none.")
-        return sources
-
-    @field_validator("methods")
-    @classmethod
-    def _without_dense(cls, methods: list[str]) -> list[str]:
-        if "dense" in methods:
-            raise problem("leave 'dense' out; it is always run as the reference.")
-        return methods
-
-    def axes(self) -> dict[str, Sequence[Any]]:
-        """Return the values of each argument of `make_spec` that the grid sets beside source, method and seed."""
-        return {}
-
-
-class OneSparsity(Comparison):
-    """All runs at one sparsity and in one pattern."""
-
-    sparsity: float = Field(gt=0, lt=1)
-    pattern: Annotated[str, passing(Pattern.parse)]
-
-    @field_validator("pattern")
-    @classmethod
-    def _possible(cls, pattern: str, info: ValidationInfo) -> str:
-        for name in info.data.get("methods", ()):
-            if METHODS[parse_method(name)[0]].unstructured_only and Pattern.parse(pattern).structured:
-                raise problem(f"method {name!r} has no N:M form; leave it out, or take the unstructured pattern.")
-        return agreeing_pattern(pattern, info.data.get("sparsity"))
-
-    def axes(self) -> dict[str, Sequence[Any]]:
-        """Add sparsity and pattern."""
-        return {**super().axes(), "sparsity": [self.sparsity], "pattern": [self.pattern]}
-
-
-class OneSize(Comparison):
-    """All calibration sets of one size, cut by one policy."""
-
-    policy: Policy
-    n_samples: int = Field(ge=1)
-    seq_len: int = Field(ge=8)
-
-    @field_validator("seq_len")
-    @classmethod
-    def _within_context(cls, length: int, info: ValidationInfo) -> int:
-        return _fitting(length, info)
-
-    def axes(self) -> dict[str, Sequence[Any]]:
-        """Add policy and size."""
-        return {
-            **super().axes(),
-            "policy": [self.policy],
-            "n_samples": [self.n_samples],
-            "seq_len": [self.seq_len],
-        }
-
-
-class Schedules(Comparison):
-    """Every run under several schedules, of which `block` is the reference."""
-
-    schedules: Annotated[list[Schedule], EachOnce]
-
-    @field_validator("schedules")
-    @classmethod
-    def _with_reference(cls, schedules: list[str]) -> list[str]:
-        if len(schedules) < 2:
-            raise problem("at least two are needed to compare them.")
-        if schedules[0] != "block":
-            raise problem("the first must be 'block': the others are compared with it.")
-        return schedules
-
-    def axes(self) -> dict[str, Sequence[Any]]:
-        """Add the schedules."""
-        return {**super().axes(), "schedule": self.schedules}
-
-
-class Grid(Comparison):
-    """A grid of runs over sources, methods, seeds and axes, and how each is evaluated.
-
-    The order of a chapter's bases is the order of its parameters from the end: the last base's come first.
-    """
-
-    n_seeds: int = Field(ge=3, description="fewer give no interval of a variance share")
-    dtype: Literal["float32", "bfloat16", "auto"]
-    device: str
-    eval_sources: Annotated[list[EvaluationSource], Field(min_length=1), EachOnce]
-    eval_seq_len: int = Field(ge=8)
-    eval_windows: int = Field(ge=1)
-    n_spot_checks: int = Field(ge=0)
-
-    @field_validator("eval_seq_len")
-    @classmethod
-    def _evaluation_within_context(cls, length: int, info: ValidationInfo) -> int:
-        return _fitting(length, info)
-
-    def measured(self) -> dict[str, Any]:
-        """Return the fields of `Evaluation` that the grid sets."""
-        return {"seq_len": self.eval_seq_len, "n_windows": self.eval_windows}
-
-    def specs(self) -> list[RunSpec]:
-        """Return the whole grid: the dense model, then seed by seed every cell, repeats left out.
-
-        A model or text of the user's own is pinned by the hash of its content.
-        """
-        ref = resolve_model(self.model)
-        hashes = {source: source_hash(source) for source in self.sources}
-        common: dict[str, Any] = {
-            "model": ref.name,
-            "model_hash": ref.content_hash(),
-            "dtype": dtype_on(self.device, self.dtype),
-            "evaluation": evaluation_of(self.eval_sources, **self.measured()),
-        }
-        grid = [make_spec(method="dense", sparsity=0, **common)]
-        for seed, setting, source, name in product(range(self.n_seeds), self._settings(), self.sources, self.methods):
-            method, owl = parse_method(name)
-            cell = {"method": method, "source": source, "source_hash": hashes[source], "seed": seed}
-            allocation = default_owl(setting["pattern"]) if owl else None
-            grid.append(make_spec(**cell, allocation=allocation, **setting, **common))
-        return list(dict.fromkeys(grid))
-
-    def _settings(self) -> list[dict[str, Any]]:
-        """Return every combination of the values of the axes."""
-        axes = self.axes()
-        return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-
-
-class Scored(Grid, OneSize, OneSparsity):
-    """A grid of sources x methods x seeds at one sparsity, scored by divergence and tasks too."""
-
-    tasks: Annotated[list[Task], Field(min_length=1), EachOnce]
-    task_limit: int | None = Field(ge=3, description="fewer items than 3 tell nothing of their noise; None: all")
-
-    @field_validator("methods")
-    @classmethod
-    def _two_methods(cls, methods: list[str]) -> list[str]:
-        if sum(map(reads_text, methods)) < 2:
-            raise problem("at least two that use calibration text are needed, for example 'wanda' and 'sparsegpt'.")
-        return methods
-
-    def measured(self) -> dict[str, Any]:
-        """Add divergence and tasks."""
-        return {**super().measured(), "divergence": True, "tasks": tuple(self.tasks), "task_limit": self.task_limit}
-
-
-def _fitting(length: int, info: ValidationInfo) -> int:
-    """Return a length; in a validator, report it as a problem if it exceeds the context of the model."""
-    if "model" in info.data:
-        try:
-            check_lengths(resolve_model(info.data["model"]), {str(info.field_name): length})
-        except InputError as error:
-            raise problem(str(error)) from error
-    return length
-
-
-# --- the chapters -----------------------------------------------------------------------------------------
 
 
 CROSSED = {  # parameters of a scored grid: what chapter 1 calls them
@@ -358,9 +144,236 @@ class ScheduleCosts(Grid, OneSize, OneSparsity, Schedules):
         return methods
 
 
+def _readers(methods: list[str]) -> list[str]:
+    """In a validator, report methods of which none reads text, or some of which do not, as a problem."""
+    if not methods:
+        raise problem("at least one is needed, for example 'wanda'.")
+    if plain := [name for name in methods if not reads_text(name)]:
+        raise problem(f"this chapter compares calibration texts; {', '.join(plain)} reads none.")
+    return methods
+
+
+class SparsityScaling(Diverging, OneSize, OneSchedule, Levels):
+    """Parameters of 02_sparsity_scaling: sources x methods x seeds at several sparsities and in several patterns."""
+
+    @field_validator("methods")
+    @classmethod
+    def _one_reads_text(cls, methods: list[str]) -> list[str]:
+        if not any(map(reads_text, methods)):
+            raise problem("at least one that uses calibration text is needed, for example 'wanda'.")
+        return methods
+
+    @field_validator("sparsities")
+    @classmethod
+    def _two_levels(cls, levels: list[float]) -> list[float]:
+        if len(levels) < 2:
+            raise problem("at least two are needed to see a trend.")
+        return levels
+
+
+class Amount(Diverging, Sizes, OneSchedule, OneSparsity):
+    """Parameters of 03_amount: sources x methods x numbers of windows x seeds, and lengths of windows."""
+
+    @field_validator("methods")
+    @classmethod
+    def _all_read_text(cls, methods: list[str]) -> list[str]:
+        return _readers(methods)
+
+
+class Packing(Diverging, Cuts, OneSchedule, OneSparsity):
+    """Parameters of 04_packing: sources x methods x ways to cut windows x seeds."""
+
+    @field_validator("methods")
+    @classmethod
+    def _all_read_text(cls, methods: list[str]) -> list[str]:
+        return _readers(methods)
+
+
+class OwnText(Parameters):
+    """How the model writes text of its own; each is a field of `manifests.Synthesis`."""
+
+    n_texts: int = Field(ge=2)
+    new_tokens: int = Field(ge=1)
+    prefix_len: int = Field(ge=0)
+    temperature: float = Field(gt=0)
+    top_k: int = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    repetition_penalty: float = Field(gt=0)
+    end_of_text: EndOfText
+    text_seed: int = Field(ge=0)
+
+    def written_after(self, model: str, source: str, prefix_len: int, dtype: str, device: str) -> SynthesisJob:
+        """Return the job that writes text after so many tokens of a source."""
+        names = ("n_texts", "new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "end_of_text")
+        return SynthesisJob.checked(
+            model=model,
+            prefix_source=source if prefix_len else None,
+            prefix_len=prefix_len,
+            seed=self.text_seed,
+            dtype=dtype,
+            device=device,
+            **{name: getattr(self, name) for name in names},
+        )
+
+
+class SelfGeneration(Tasked, OwnText, OneSize, OneSchedule, OneSparsity):
+    """Parameters of 05_self_generation: real texts and the model's own, written after tokens of several sources.
+
+    `jobs` must have been run before `specs` is called.
+    """
+
+    prefix_sources: Annotated[list[Source], Field(min_length=1), EachOnce]
+    prefix_lens: Annotated[list[Annotated[int, Field(ge=0)]], EachOnce]
+    added_sources: Annotated[list[Source], EachOnce]
+
+    @field_validator("methods")
+    @classmethod
+    def _all_read_text(cls, methods: list[str]) -> list[str]:
+        return _readers(methods)
+
+    @field_validator("prefix_sources")
+    @classmethod
+    def _compared_too(cls, chosen: list[str], info: ValidationInfo) -> list[str]:
+        if others := [name for name in chosen if name not in info.data.get("sources", chosen)]:
+            raise problem(f"each must be one of `sources`, to be compared with; not so {', '.join(others)}.")
+        return chosen
+
+    @field_validator("added_sources")
+    @classmethod
+    def _with_own_text(cls, chosen: list[str], info: ValidationInfo) -> list[str]:
+        if others := [name for name in chosen if name not in info.data.get("prefix_sources", chosen)]:
+            raise problem(f"each must be one of `prefix_sources`; not so {', '.join(others)}.")
+        return chosen
+
+    def job(self, source: str, prefix_len: int) -> SynthesisJob:
+        """Return the job that writes text after so many tokens of a source."""
+        return self.written_after(self.model, source, prefix_len, self.dtype, self.device)
+
+    def own(self) -> dict[str, str]:
+        """Return the name of the own text that goes with each of the prefix sources."""
+        return {source: self.job(source, self.prefix_len).source for source in self.prefix_sources}
+
+    def by_length(self) -> dict[int, str]:
+        """Return the name of the own text for each length of prefix, all from the first of the prefix sources."""
+        lengths = sorted({*self.prefix_lens, self.prefix_len})
+        return {length: self.job(self.prefix_sources[0], length).source for length in lengths}
+
+    def mixed(self) -> dict[str, str]:
+        """Return for each of the added sources the mixture of it and its own text, in equal parts."""
+        own = self.own()
+        return {source: resolve_source(f"{source}:1,{own[source]}:1") for source in self.added_sources}
+
+    def jobs(self) -> list[SynthesisJob]:
+        """Return every job, each once."""
+        asked = [(source, self.prefix_len) for source in self.prefix_sources]
+        asked += [(self.prefix_sources[0], length) for length in sorted(self.prefix_lens)]
+        return list({job.source: job for job in (self.job(*which) for which in asked)}.values())
+
+    def specs(self) -> list[RunSpec]:
+        """Return the runs: real and own texts, lengths of prefixes, then texts with as much own or real text added."""
+        first, twice = {"methods": self.methods[:1]}, {"n_samples": 2 * self.n_samples}
+        parts: list[dict[str, Any]] = [
+            {"sources": [*self.sources, *self.own().values()]},
+            {"sources": list(self.by_length().values()), **first},
+            {"sources": [name for pair in self.mixed().items() for name in pair], **first, **twice},
+        ]
+        return list(dict.fromkeys(spec for part in parts for spec in Grid.specs(self.model_copy(update=part))))
+
+
+class Filtering(Diverging, OwnText, OneSize, OneSchedule, OneSparsity):
+    """Parameters of 06_filtering: text that the model wrote after tokens of `sources`, and what filters leave of it.
+
+    `jobs`, then `filters`, must have been run before `specs` is called.
+    """
+
+    drops: Annotated[list[Annotated[float, Field(gt=0, lt=100)]], Field(min_length=1), EachOnce]
+    ends: Annotated[list[Literal["top", "bottom", "random"]], Field(min_length=1), EachOnce]
+    scorer: str
+
+    @field_validator("sources")
+    @classmethod
+    def _two_texts(cls, sources: list[str]) -> list[str]:
+        if not sources or RANDOM in sources:
+            raise problem(f"name at least one text that the model continues; {RANDOM!r} is none.")
+        return sources
+
+    @field_validator("methods")
+    @classmethod
+    def _all_read_text(cls, methods: list[str]) -> list[str]:
+        return _readers(methods)
+
+    @field_validator("ends")
+    @classmethod
+    def _with_control(cls, ends: list[str]) -> list[str]:
+        if "random" not in ends or len(ends) < 2:
+            raise problem("'random' is the control, and at least one other end is compared with it.")
+        return ends
+
+    @field_validator("scorer")
+    @classmethod
+    def _a_model(cls, name: str) -> str:
+        if name:
+            try:
+                resolve_model(name)
+            except InputError as error:
+                raise problem(str(error)) from error
+        return name
+
+    def jobs(self) -> list[SynthesisJob]:
+        """Return the job that writes the text for each of the sources."""
+        return [
+            self.written_after(self.model, source, self.prefix_len, self.dtype, self.device) for source in self.sources
+        ]
+
+    def filters(self) -> list[tuple[str, str, float, int | None, FilterJob]]:
+        """Return (source, end, per cent, seed, job) of every filter; the seed of a random one is that of its runs."""
+        found: list[tuple[str, str, float, int | None, FilterJob]] = []
+        for (source, job), end, drop in product(zip(self.sources, self.jobs(), strict=True), self.ends, self.drops):
+            for seed in range(self.n_seeds) if end == "random" else [None]:
+                filtered = FilterJob.checked(
+                    source=job.source,
+                    drop=f"{end}:{drop:g}",
+                    seed=seed or 0,
+                    scorer=self.scorer or None,
+                    dtype=self.dtype,
+                    device=self.device,
+                )
+                found.append((source, end, drop, seed, filtered))
+        return found
+
+    def specs(self) -> list[RunSpec]:
+        """Return the runs with the whole texts, then those with what each filter leaves."""
+        whole = [job.source for job in self.jobs()]
+        found = Grid.specs(self.model_copy(update={"sources": whole}))
+        for _, _, _, seed, job in self.filters():
+            runs = Grid.specs(self.model_copy(update={"sources": [job.source]}))
+            found += [spec for spec in runs if seed is None or spec.seed == seed]
+        return list(dict.fromkeys(found))
+
+
+class Claims(Parameters):
+    """Parameters of 07_claims: of which profile the records are that the claims are judged by."""
+
+    profile: str
+
+    @field_validator("profile")
+    @classmethod
+    def _of_some_chapter(cls, profile: str) -> str:
+        known = {file.name.split(".")[1] for file in (root() / "notebooks" / "profiles").glob("*.*.yml")}
+        if profile not in known:
+            raise problem(str(unknown("profile", profile, known)))
+        return profile
+
+
 SCHEMAS: dict[str, type[Parameters]] = {
     "00_data": DataPage,
     "01_data_sources": DataSources,
+    "02_sparsity_scaling": SparsityScaling,
+    "03_amount": Amount,
+    "04_packing": Packing,
+    "05_self_generation": SelfGeneration,
+    "06_filtering": Filtering,
+    "07_claims": Claims,
     "10_schedules": ScheduleCosts,
     "11_measuring": Measuring,
 }

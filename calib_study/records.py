@@ -244,6 +244,7 @@ def to_frame(records: Iterable[Record]) -> "pd.DataFrame":
             "policy": text.policy if text else None,
             "n_samples": text.n_samples if text else None,
             "seq_len": text.seq_len if text else None,
+            "min_tokens": text.min_tokens if text else None,
             "seed": spec.seed,
             "dtype": spec.dtype,
             "achieved_sparsity": record.sparsity.overall,

@@ -47,7 +47,7 @@ class Calibration(Frozen):
     """The calibration text of a run: which windows of which text.
 
     `source_hash` and `tokens_sha256` pin text that the catalogue does not: a file of the user's, or token ids
-    given back as they were saved.
+    given back as they were saved. `min_tokens` leaves shorter documents out; None, the default, none.
     """
 
     source: str
@@ -56,6 +56,7 @@ class Calibration(Frozen):
     seq_len: int = Field(ge=8, description="tokens in a window")
     source_hash: str | None = None
     tokens_sha256: str | None = None
+    min_tokens: int | None = Field(default=None, ge=2)
 
 
 class Evaluation(Frozen):
@@ -242,6 +243,7 @@ def make_spec(
     model_hash: str | None = None,
     source_hash: str | None = None,
     tokens_sha256: str | None = None,
+    min_tokens: int | None = None,
 ) -> RunSpec:
     """Return the specification of one cell of a grid, without what its method does not use.
 
@@ -257,6 +259,7 @@ def make_spec(
         "seq_len": seq_len,
         "source_hash": source_hash,
         "tokens_sha256": tokens_sha256,
+        "min_tokens": min_tokens,
     }
     fields = {
         "model": model,

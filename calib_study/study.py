@@ -94,6 +94,7 @@ class Laboratory:
                 seq_len=text.seq_len,
                 seed=spec.seed,
                 policy=text.policy,
+                min_tokens=text.min_tokens,
             )
         if self.tokens_file is None:
             raise InputError(f"this run was calibrated on saved tokens {text.tokens_sha256[:12]}…: give their file.")

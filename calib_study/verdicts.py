@@ -1,5 +1,7 @@
 """Verdicts: from a rule written beforehand and its statistic to one of three words."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from calib_study.statistics import Interval, SameSourceNull
@@ -9,6 +11,26 @@ Verdict = Literal["supported", "not supported", "inconclusive"]
 # Nats per token; 0.01 is one per cent of perplexity. A smaller difference between texts is of no practical use.
 SMALLEST_EFFECT = 0.01
 SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the records say of one claim of a paper, by a rule written before.
+
+    claim: its id, such as "J1". statistic: what the rule looks at, in words, with estimate, interval and unit.
+    figure: label of the figure that shows it.
+    """
+
+    claim: str
+    statistic: str
+    verdict: Verdict
+    figure: str
+
+
+def judgement_table(judgements: Sequence[Judgement]) -> str:
+    """Return judgements as a table in Markdown, one row for each, with links to figures of the same page."""
+    lines = [f"| {j.claim} | {j.statistic} | **{j.verdict}** | [shown](#{j.figure}) |" for j in judgements]
+    return "\n".join(["| claim | statistic | verdict | figure |", "|---|---|---|---|", *lines])
 
 
 def sources_differ(null: SameSourceNull) -> Verdict:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from tokenize import TokenError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -54,6 +54,7 @@ def draw_windows(
     seed: int,
     policy: str = "packed",
     part: Part = "calibration",
+    min_tokens: int | None = None,
 ) -> Windows:
     """Return `n_samples` windows of `seq_len` tokens, which never overlap each other.
 
@@ -62,6 +63,7 @@ def draw_windows(
     starts are drawn with replacement and may overlap.)
     `document`: `n_samples` different documents of at least `seq_len` tokens, one random window from each.
     (The papers' loader of C4, SlimPajama and DCLM; there, a document may be drawn twice.)
+    `min_tokens`: shorter documents are left out first, under either policy.
     A mixture ("c4:0.7,code:0.3") gives each source its share of the windows, one source after the other.
     No special token is added at the start. The source `random` gives uniform token ids under either policy.
 
@@ -71,21 +73,23 @@ def draw_windows(
         raise unknown("policy", policy, POLICIES)
     if parts := parse_mixture(source):
         counts = windows_of_each(parts, n_samples)
+        alike: dict[str, Any] = {"seq_len": seq_len, "seed": seed, "policy": policy, "part": part}
         drawn = [
-            draw_windows(name, tokenizer, n_samples=count, seq_len=seq_len, seed=seed, policy=policy, part=part)
+            draw_windows(name, tokenizer, n_samples=count, min_tokens=min_tokens, **alike)
             for (name, _), count in zip(parts, counts, strict=True)
         ]
         return Windows(np.concatenate([w.tokens for w in drawn]), sum(w.n_documents for w in drawn))
     rng = np.random.default_rng(seed)
     if source == "random":
         return Windows(rng.integers(0, len(tokenizer), (n_samples, seq_len), dtype=np.int64), 0)
-    documents = tokenized(load_documents(source, part), tokenizer)
+    documents = [ids for ids in tokenized(load_documents(source, part), tokenizer) if len(ids) >= (min_tokens or 0)]
+    only = "" if min_tokens is None else f", documents of {min_tokens:,} tokens or more"
     try:
         if policy == "packed":
             return _packed(documents, rng, n_samples, seq_len, separator_id(tokenizer))
         return _one_per_document(documents, rng, n_samples, seq_len)
     except InputError as error:
-        raise InputError(f"source {source!r}, {part} part, policy {policy!r}: {error}") from None
+        raise InputError(f"source {source!r}, {part} part, policy {policy!r}{only}: {error}") from None
 
 
 def _packed(documents: list[Tokens], rng: np.random.Generator, n_samples: int, seq_len: int, separator: int) -> Windows:

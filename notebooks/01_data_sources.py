@@ -82,7 +82,7 @@ from calib_study.parameters import check
 cfg = check("01_data_sources", globals())
 
 # %% tags=["hide-input"]
-from calib_study import figure_style, figures, frames, parameters, statistics, study, verdicts, verification
+from calib_study import figure_style, figures, frames, grids, statistics, study, verdicts, verification
 from calib_study.records import to_frame
 
 records = study.run_grid(cfg.specs(), model=cfg.model, device=cfg.device)
@@ -192,7 +192,7 @@ crossing = cfg.crossed()
 crossed_records = study.run_grid(crossing.specs(), model=cfg.model, device=cfg.device)
 answers = measures.answers_of(measures.results_by_run(crossed_records))
 table = measures.measure_table(to_frame(crossed_records), answers)
-readers = [name for name in crossing.methods if parameters.reads_text(name)]
+readers = [name for name in crossing.methods if grids.reads_text(name)]
 layout = ([name for name in crossing.sources if name != frames.FLOOR_SOURCE], readers, range(crossing.n_seeds))
 losses = table[table["method"].isin(readers)]
 shown_measures = ["damage", "jensen_shannon", "answer_loss", "accuracy_loss"]

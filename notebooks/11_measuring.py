@@ -76,7 +76,8 @@ milder_sparsities: list = [0.3]  # for rule 3, with the first text and the first
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from calib_study.parameters import check, reads_text
+from calib_study.grids import reads_text
+from calib_study.parameters import check
 
 cfg = check("11_measuring", globals())
 

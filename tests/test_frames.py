@@ -18,7 +18,7 @@ def rows(method: str, source: str | None, seed: int, values: tuple[float, ...], 
     """Return one run's rows of the tidy frame, one for each perplexity in `values`."""
     run = {
         "run_id": f"{method}-{source}-{seed}", "model": "m", "method": method, "sparsity": 0.5,
-        "pattern": "unstructured", "source": source, "policy": "document", "n_samples": 8, "seq_len": 64,
+        "pattern": "unstructured", "source": source, "policy": "document", "n_samples": 8, "seq_len": 64, "min_tokens": None,
         "seed": seed, "dtype": "float32", "schedule": "block", "allocation": "uniform", "options": "",
     } | other  # fmt: skip
     shared = {"metric": "perplexity", "unit": "per token", "stderr": 0.1, "n": 1000}

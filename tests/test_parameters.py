@@ -9,6 +9,7 @@ import pytest
 from tiny_study import tiny_model_directory, tiny_source
 
 from calib_study.errors import InputError
+from calib_study.grids import parse_method, reads_text
 from calib_study.methods import METHODS
 from calib_study.notebooks import notebooks_dir, parameter_defaults, profile_parameters
 from calib_study.parameters import (
@@ -17,8 +18,6 @@ from calib_study.parameters import (
     Measuring,
     ScheduleCosts,
     check,
-    parse_method,
-    reads_text,
     validate,
 )
 from calib_study.records import Store, to_frame
@@ -370,7 +369,7 @@ def test_a_model_and_texts_of_ones_own(
     monkeypatch.chdir(tmp_path)
     own = {"sources": ["one.txt", "./other.txt", "random"], "eval_sources": ["one.txt"], "model": str(tiny_files[0])}
     own["crossed_sources"] = ["one.txt", "./other.txt"]
-    monkeypatch.setattr("calib_study.parameters.check_tasks", lambda names: None)  # whose data are not in this cache
+    monkeypatch.setattr("calib_study.grids.check_tasks", lambda names: None)  # whose data are not in this cache
     small = {"n_samples": 4, "seq_len": 16, "eval_seq_len": 16, "eval_windows": 4}
     chapter = validate(CHAPTER, DEFAULTS | own | small)
     assert isinstance(chapter, DataSources)

@@ -267,8 +267,8 @@ def test_the_table_has_a_row_for_each_metric() -> None:
     assert (
         list(frame.columns)
         == (
-            "run_id model method sparsity pattern schedule allocation options source policy n_samples seq_len seed "
-            "dtype achieved_sparsity "
+            "run_id model method sparsity pattern schedule allocation options "
+            "source policy n_samples seq_len min_tokens seed dtype achieved_sparsity "
             "metric dataset value unit higher_is_better n stderr"
         ).split()
     )

@@ -31,6 +31,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "calibration.seq_len": {"seq_len": 257},
     "calibration.source_hash": {"source_hash": "ab"},
     "calibration.tokens_sha256": {"tokens_sha256": "ab"},
+    "calibration.min_tokens": {"min_tokens": 64},
     "evaluation.sources": {"evaluation": Evaluation(sources=("c4", "wikipedia", "instruct", "code"))},
     "evaluation.seq_len": {"evaluation": Evaluation(seq_len=511)},
     "evaluation.n_windows": {"evaluation": Evaluation(n_windows=9)},

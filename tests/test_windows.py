@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,29 @@ def test_windows_follow_the_seed(source: str, tokenizer: PreTrainedTokenizerFast
 def test_more_windows_begin_with_the_fewer(source: str, tokenizer: PreTrainedTokenizerFast) -> None:
     fewer, more = (draw_windows(source, tokenizer, n_samples=n, seq_len=13, seed=0).tokens for n in (3, 7))
     assert np.array_equal(more[:3], fewer)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_documents_below_the_least_length_are_left_out(
+    source: str, tokenizer: PreTrainedTokenizerFast, policy: str
+) -> None:
+    """The source's documents have up to 40 tokens; of those that have 35, windows come from no other."""
+    ids = [tuple(tokenizer(text)["input_ids"]) for text in load_documents(source, "calibration")]
+    long = [document for document in ids if len(document) >= 35]
+    assert 0 < len(long) < len(ids)
+    draw = partial(draw_windows, source, tokenizer, seq_len=7, seed=0, policy=policy)
+    windows = draw(n_samples=len(long), min_tokens=35)
+    pieces = {document[i : i + 5] for document in long for i in range(len(document) - 4)}
+    assert any(tuple(window[:5].tolist()) in pieces for window in windows.tokens)
+    if policy == "document":
+        assert all(tuple(window[:5].tolist()) in pieces for window in windows.tokens)
+        with pytest.raises(InputError, match=rf"documents of 35 tokens or more: .* it has {len(long)} "):
+            draw(n_samples=len(long) + 1, min_tokens=35)
+    else:
+        n_tokens = sum(map(len, long)) + len(long)
+        with pytest.raises(InputError, match=rf"documents of 35 tokens or more: .* its {n_tokens:,} tokens"):
+            draw(n_samples=n_tokens // 7 + 1, min_tokens=35)
+    assert not np.array_equal(draw(n_samples=len(long)).tokens, windows.tokens)
 
 
 def test_too_few_long_documents_are_counted(source: str, tokenizer: PreTrainedTokenizerFast) -> None:

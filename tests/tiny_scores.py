@@ -29,6 +29,7 @@ def settings(method: str, source: str | None, seed: int, sparsity: float) -> dic
         "options": "",
         "source": source,
         "policy": None,
+        "min_tokens": None,
         "n_samples": None,
         "seq_len": None,
         "seed": seed,
