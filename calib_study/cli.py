@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,12 @@ from typing import Any
 import click
 import yaml
 
-from calib_study import __version__, paths
+from calib_study import __version__, cli_lists, cli_synthesis, paths
+from calib_study.cli_options import device_option, dtype_option, model_option, remote_code_option
 from calib_study.errors import InputError, StudyError, unknown
 from calib_study.yaml_values import read_yaml
 
 BENCHMARKS = {"prune": "prune_cost.py", "scaling": "scaling.py", "harness": "harness.py", "synthesis": "synthesis.py"}
-LISTS = ("sources", "models", "methods", "tasks", "notebooks", "profiles", "records")
-dtype_option = click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or auto.")
-device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps ...")
 
 
 class Group(click.Group):
@@ -36,6 +33,10 @@ def app() -> None:
     """Which calibration text decides what pruning does to a language model? Fetch, prune, measure, read."""
 
 
+for command in (cli_lists.list_, cli_synthesis.synthesize, cli_synthesis.filter_):
+    app.add_command(command)
+
+
 @app.command()
 @click.argument("names", nargs=-1)
 @click.option("--accept", multiple=True, metavar="TERMS", help="Accept terms of use by name, e.g. gemma.")
@@ -48,91 +49,8 @@ def fetch(names: tuple[str, ...], accept: tuple[str, ...], from_dir: Path | None
     click.echo(f"{len(files)} archives are in {paths.cache_dir() / 'archives'}, and their hashes are right.")
 
 
-@app.command("list")
-@click.argument("what")
-def list_(what: str) -> None:
-    """List sources, models, methods, tasks, notebooks, profiles or records."""
-    if what not in LISTS:
-        raise unknown("list", what, LISTS)
-    rows = _LISTERS[what]()
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, text in rows:
-        click.echo(f"{name:<{width}}  {text}")
-
-
-def _list_sources() -> list[tuple[str, str]]:
-    from calib_study.catalogue import load_catalogue
-    from calib_study.generated import generated_summaries
-    from calib_study.sources import hub_names
-
-    rows = [(source.name, source.summary) for source in load_catalogue().sources.values()]
-    rows += [(name, "a data set of the hub; needs a network") for name in hub_names()]
-    rows += generated_summaries()
-    rows.append(("A:0.7,B:0.3", "a mixture of sources, by share of the windows"))
-    return [*rows, ("PATH", "your own text: a .txt or .md file, a folder of them, or a .jsonl")]
-
-
-def _list_models() -> list[tuple[str, str]]:
-    from calib_study.catalogue import load_catalogue
-
-    rows = [(model.name, f"{model.summary} ({model.licence})") for model in load_catalogue().models.values()]
-    return [*rows, ("PATH", "a transformers directory or a GGUF file"), ("OWNER/NAME", "a model of the hub")]
-
-
-def _list_methods() -> list[tuple[str, str]]:
-    from calib_study.methods import METHODS
-
-    return [
-        (name, method.summary + (f" [{method.reference}]" if method.reference else ""))
-        for name, method in METHODS.items()
-    ]
-
-
-def _list_tasks() -> list[tuple[str, str]]:
-    from calib_study.catalogue import load_catalogue
-
-    rows = [(task.name, f"{task.summary} ({task.licence})") for task in load_catalogue().tasks.values()]
-    return [*rows, ("hub:NAME", "any other task of lm-evaluation-harness; needs a network")]
-
-
-def _list_notebooks() -> list[tuple[str, str]]:
-    from calib_study.notebooks import notebook_names, profile_names
-
-    return [(slug, "profiles: " + (", ".join(profile_names(slug)) or "none")) for slug in notebook_names()]
-
-
-def _list_profiles() -> list[tuple[str, str]]:
-    from calib_study.notebooks import notebook_names, profile_names, profile_parameters
-
-    return [
-        (f"{slug} {profile}", ", ".join(f"{k}={v}" for k, v in profile_parameters(slug, profile).items()))
-        for slug in notebook_names()
-        for profile in profile_names(slug)
-    ]
-
-
-def _list_records() -> list[tuple[str, str]]:
-    from calib_study.records import Store
-
-    records, problems = Store.default().scan()
-    for problem in problems:
-        click.echo(f"not readable: {problem}", err=True)
-    return [(record.run_id, f"{record.spec.model}: {record.spec.title}") for record in records]
-
-
-_LISTERS: dict[str, Callable[[], list[tuple[str, str]]]] = {
-    "sources": _list_sources,
-    "models": _list_models,
-    "methods": _list_methods,
-    "tasks": _list_tasks,
-    "notebooks": _list_notebooks,
-    "profiles": _list_profiles,
-    "records": _list_records,
-}
-
-
 @app.command()
-@click.option("--model", default="smollm2-135m", show_default=True, help="Name, directory, GGUF file or hub id.")
+@model_option
 @click.option("--method", required=True, help="See `calib-study list methods`.")
 @click.option("--sparsity", type=float, help="Fraction of zeros in [0, 1); N:M patterns imply it.")
 @click.option("--pattern", default="unstructured", show_default=True, help="unstructured, or N:M with N kept.")
@@ -152,7 +70,7 @@ _LISTERS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "--calibration-tokens", type=click.Path(path_type=Path), help="Windows saved as .npy, instead of --source."
 )
 @click.option("--evaluate", default="", metavar="SOURCES", help="Perplexity on held-out text, e.g. c4,wikipedia.")
-@click.option("--remote-code", is_flag=True, help="Run the Python code that the model brings. Read it first.")
+@remote_code_option
 @dtype_option
 @device_option
 @click.option("--offload", is_flag=True, help="Keep the model in CPU memory; one block at a time visits the device.")
@@ -194,7 +112,7 @@ def prune(**options: Any) -> None:
 @click.option("--divergence-from", metavar="DENSE", help="Compare predictions with those of this model.")
 @click.option("--seq-len", type=int, default=512, show_default=True, help="Tokens in a window of held-out text.")
 @click.option("--windows", "n_windows", type=int, default=8, show_default=True, help="Windows of each text.")
-@click.option("--remote-code", is_flag=True, help="Run the Python code that the model brings. Read it first.")
+@remote_code_option
 @dtype_option
 @device_option
 def evaluate(tasks: str, texts: str, **options: Any) -> None:
@@ -206,59 +124,6 @@ def evaluate(tasks: str, texts: str, **options: Any) -> None:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-@app.command()
-@click.option("--model", default="smollm2-135m", show_default=True, help="Name, directory, GGUF file or hub id.")
-@click.option("--prefix-source", help="Text whose first tokens are continued: see `calib-study list sources`.")
-@click.option("--prefix-len", type=int, default=2, show_default=True, help="Tokens of it; 0 needs no source.")
-@click.option("--start-token/--no-start-token", default=True, show_default=True, help="Before the prefix.")
-@click.option("--n-texts", type=int, default=200, show_default=True, help="Each continues another document.")
-@click.option("--new-tokens", type=int, default=512, show_default=True, help="Of each text, after the prefix.")
-@click.option("--temperature", type=float, default=0.6, show_default=True)
-@click.option("--top-k", type=int, default=50, show_default=True, help="0: all tokens.")
-@click.option("--top-p", type=float, default=0.95, show_default=True, help="1: all of top-k.")
-@click.option("--repetition-penalty", type=float, default=1.2, show_default=True, help="1: none.")
-@click.option("--end-of-text", default="stop", show_default=True, help="stop, continue or ban.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option(
-    "--batch-size", type=int, help="Texts at once; changes speed, not texts.  [default: what fits, up to 128]"
-)
-@click.option("--remote-code", is_flag=True, help="Run the Python code that the model brings. Read it first.")
-@dtype_option
-@device_option
-@click.option("--name", help="Use it as selfgen:NAME.  [default: made from the request]")
-@click.option("--out", type=click.Path(path_type=Path), help="A directory instead of a name.")
-def synthesize(**options: Any) -> None:
-    """Let a model write calibration text of its own, and print how the new source is called.
-
-    Started again after it was stopped, it goes on where it was.
-    """
-    from calib_study.synthesis import SynthesisJob
-
-    job = SynthesisJob.checked(**options)
-    job.run(echo=partial(click.echo, err=True))
-    click.echo(job.source)
-
-
-@app.command("filter")
-@click.argument("source")
-@click.option("--drop", required=True, metavar="END:P", help="Per cent by perplexity: top:20, bottom:20 or random:20.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random.")
-@click.option("--scorer", help="The model that scores.  [default: what the generator found as it wrote]")
-@click.option("--max-tokens", type=int, help="Score this much of a text.  [default: 2048]")
-@click.option("--remote-code", is_flag=True, help="Run the Python code that the model brings. Read it first.")
-@dtype_option
-@device_option
-@click.option("--name", help="Use it as selfgen:NAME.  [default: made from the request]")
-@click.option("--out", type=click.Path(path_type=Path), help="A directory instead of a name.")
-def filter_(**options: Any) -> None:
-    """Drop one end of the perplexities of SOURCE, and print how the new source is called."""
-    from calib_study.filtering import FilterJob
-
-    job = FilterJob.checked(**options)
-    job.run(echo=partial(click.echo, err=True))
-    click.echo(job.source)
 
 
 @app.command()
@@ -317,16 +182,22 @@ def book(profile: str, only: tuple[str, ...], force: bool) -> None:
 @app.command()
 @click.option("--sample", type=click.IntRange(min=1), default=3, show_default=True, help="How many, at random.")
 @click.option("--all", "everything", is_flag=True, help="All published records.")
+@click.option("--chapter", metavar="NOTEBOOK", help="Of the records that one chapter uses: its name or number.")
 @click.option("--seed", type=int, help="Choose the same sample again.  [default: random]")
 @click.option(
     "--tolerance", type=float, help="Largest relative difference of a metric.  [default: 0.03; SparseGPT 0.15]"
 )
 @device_option
-def verify(sample: int, everything: bool, seed: int | None, tolerance: float | None, device: str) -> None:
+def verify(
+    sample: int, everything: bool, chapter: str | None, seed: int | None, tolerance: float | None, device: str
+) -> None:
     """Compute published records again on this machine and compare. Exits with 1 if any number differs."""
-    from calib_study.verification import choose, report
+    from calib_study.chapters import chapter_slug, published_records
 
-    records, seed = choose(None if everything else sample, seed)
+    among = published_records(chapter_slug(chapter)) if chapter else None
+    from calib_study.verification import choose, report  # loads torch
+
+    records, seed = choose(None if everything else sample, seed, among)
     click.echo(f"{len(records)} records, sample seed {seed}", err=True)
     text, agrees = report(records, device=device, tolerance=tolerance)
     click.echo(text)

@@ -32,6 +32,26 @@ def describe_environment(device: str, float32_matmul: str) -> Environment:
     )
 
 
+def differences(there: Environment, here: Environment) -> list[str]:
+    """Return what differs between two environments, as "processor (A there, B here)"; the commit is left out.
+
+    The commit is another in nearly all pairs, since records are committed after they were computed.
+    """
+    one, other = _fields(there), _fields(here)
+    return [
+        f"{name} ({one.get(name, 'none')} there, {other.get(name, 'none')} here)"
+        for name in one | other
+        if one.get(name) != other.get(name)
+    ]
+
+
+def _fields(environment: Environment) -> dict[str, str]:
+    """Return the fields that may explain a number, with one for each package: "versions.torch"."""
+    fields = environment.model_dump(exclude={"versions", "git_commit", "git_dirty"})
+    named = {f"versions.{name}": text for name, text in environment.versions.items()}
+    return named | {name: str(value) for name, value in fields.items()}
+
+
 def _processor(device: str) -> str:
     """Return the chip's name, with its vector instructions where torch knows them."""
     if torch.device(device).type == "cuda":

@@ -3,13 +3,14 @@
 import math
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from calib_study import paths
-from calib_study.errors import DataError
+from calib_study.environment import differences
+from calib_study.errors import DataError, StudyError
 from calib_study.metrics import TASK_UNITS
 from calib_study.model_files import resolve_model
 from calib_study.preflight import check_specs
@@ -35,6 +36,7 @@ class Comparison:
     Attributes:
         relative: |again - stored| / |stored|.
         within: True if the two differ by no more than is allowed.
+        elsewhere: in what the environment of the stored record is not that of this machine.
     """
 
     run_id: str
@@ -44,6 +46,7 @@ class Comparison:
     again: float | str
     relative: float
     within: bool
+    elsewhere: tuple[str, ...] = ()
 
 
 def verify(
@@ -97,7 +100,8 @@ def compare(stored: Record, again: Record, tolerance: float) -> list[Comparison]
         allowed = allowance(metric, tolerance)
         rows.append(_close(run, f"{metric.name} on {metric.dataset}", metric.value, value, allowed))
     details = [_close(run, *detail) for detail in _details(stored, again, tolerance)]
-    return rows + [row for row in details if not row.within]
+    elsewhere = tuple(differences(stored.environment, again.environment))
+    return [replace(row, elsewhere=elsewhere) for row in [*rows, *(row for row in details if not row.within)]]
 
 
 def allowance(metric: Metric, tolerance: float) -> float:
@@ -150,16 +154,26 @@ def _close(run: tuple[str, str], quantity: str, stored: float, again: float, all
     return Comparison(*run, quantity, stored, again, relative, difference <= allowed)
 
 
-def choose(sample: int | None, seed: int | None) -> tuple[list[Record], int]:
+def choose(sample: int | None, seed: int | None, among: Sequence[Record] | None = None) -> tuple[list[Record], int]:
     """Return published records, a random sample of them or all (None), and the seed that chose them.
 
-    Raises DataError if a published file is not a record, or there are none.
+    Raises DataError if a published file is not a record, arrays beside a record are not its own, or there are none.
+
+    Args:
+        among: the records to choose from; None for every published one.
     """
-    records, problems = Store(paths.results_dir()).scan()
+    store = Store(paths.results_dir())
+    records, problems = store.scan()
+    records = records if among is None else list(among)
+    for record in records:
+        try:
+            store.arrays(record)
+        except StudyError as error:
+            problems.append(str(error))
     if problems:
-        raise DataError("published records that cannot be read:\n" + "\n".join(problems))
+        raise DataError("published records that are damaged:\n" + "\n".join(problems))
     if not records:
-        raise DataError(f"{paths.results_dir()} holds no records.")
+        raise DataError(f"{store.write_dir} holds no records.")
     seed = secrets.randbelow(2**31) if seed is None else seed
     return sample_of(records, sample, seed), seed
 
@@ -175,19 +189,36 @@ def sample_of(records: Sequence[Record], sample: int | None, seed: int) -> list[
 def report(
     records: Sequence[Record], *, model: str | None = None, device: str, tolerance: float | None
 ) -> tuple[str, bool]:
-    """Compute records again; return a table, one line for each number, and whether all agree."""
+    """Compute records again; return a table, one line for each number, and whether all agree.
+
+    If any number is not equal, what the environments tell of it follows.
+    """
     allowed = RELATIVE_TOLERANCE if tolerance is None else tolerance
     comparisons = verify(records, model=model, device=device, tolerance=allowed)
     lines = []
+    wide = max((len(row.title) for row in comparisons), default=0) + 2
     for row in comparisons:
         if isinstance(row.stored, str):
             numbers = f"{row.stored:>14}{row.again:>14}{'':>12}"
         else:
             numbers = f"{row.stored:>14.6g}{row.again:>14.6g}{row.relative:>12.1e}"
         verdict = "equal" if row.relative == 0 else "agrees" if row.within else "DIFFERS"
-        lines.append(f"{row.run_id}  {row.title:<32}{row.quantity:<26}{numbers}  {verdict}")
-    head = f"{'run_id':<18}{'run':<32}{'quantity':<26}{'stored':>14}{'again':>14}{'relative':>12}"
-    return "\n".join([head, *lines]), all(row.within for row in comparisons)
+        lines.append(f"{row.run_id}  {row.title:<{wide}}{row.quantity:<26}{numbers}  {verdict}")
+    head = f"{'run_id':<18}{'run':<{wide}}{'quantity':<26}{'stored':>14}{'again':>14}{'relative':>12}"
+    return "\n".join([head, *lines, *explanation(comparisons)]), all(row.within for row in comparisons)
+
+
+def explanation(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return what the environments tell of numbers that are not equal to the last bit: no line if all are."""
+    unequal = [row for row in comparisons if row.relative != 0]
+    differing = list(dict.fromkeys(field for row in unequal for field in row.elsewhere))
+    alike = list(dict.fromkeys(row.run_id for row in unequal if not row.elsewhere))
+    lines = [f"this machine differs from the records' in: {', '.join(differing)}"] if differing else []
+    if alike:
+        lines.append(
+            f"the environment, equal to the record's, does not explain what is not equal in {', '.join(alike)}"
+        )
+    return lines
 
 
 def spot_check(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from calib_study import environment, paths
-from calib_study.environment import describe_environment
+from calib_study.environment import describe_environment, differences
 
 
 @pytest.fixture
@@ -52,6 +52,35 @@ def test_it_says_what_the_machine_and_the_code_are() -> None:
 def test_it_can_be_stored_and_read() -> None:
     found = describe_environment("cpu", "default")
     assert type(found).model_validate_json(found.model_dump_json()) == found
+
+
+def test_equal_environments_do_not_differ_whatever_the_commit() -> None:
+    here = describe_environment("cpu", "default")
+    committed = here.model_copy(update={"git_commit": "ab" * 20, "git_dirty": not here.git_dirty})
+    assert differences(here, here) == differences(committed, here) == []
+
+
+@pytest.mark.parametrize("field", ["python", "platform", "processor", "device", "threads", "float32_matmul"])
+def test_a_field_that_differs_is_named_with_both_values(field: str) -> None:
+    here = describe_environment("cpu", "onednn")
+    there = here.model_copy(update={field: 99 if field == "threads" else "99"})
+    assert differences(there, here) == [f"{field} (99 there, {getattr(here, field)} here)"]
+
+
+@pytest.mark.parametrize("package", environment.PACKAGES)
+def test_another_version_is_named(package: str) -> None:
+    here = describe_environment("cpu", "onednn")
+    there = here.model_copy(update={"versions": here.versions | {package: "0.0"}})
+    assert differences(there, here) == [f"versions.{package} (0.0 there, {version(package)} here)"]
+
+
+def test_a_package_of_one_side_only_is_a_difference() -> None:
+    here = describe_environment("cpu", "onednn")
+    there = here.model_copy(update={"versions": {"torch": here.versions["torch"], "jax": "9"}})
+    named = differences(there, here)
+    assert "versions.jax (9 there, none here)" in named
+    assert f"versions.numpy (none there, {np.__version__} here)" in named
+    assert len(named) == 5  # jax, and all but torch of the five
 
 
 def test_a_clean_checkout(checkout: Path) -> None:

@@ -31,9 +31,14 @@ ORDER = """
     perplexity divergence branching task_prompts tasks
     records metrics environment study verification export evaluate synthesis filtering
     statistics resampling components inference association frames verdicts measures crossed measuring_tables
-    benchmark_files mask_tables schedule_tables harness_tables parameters
-    figure_style figures schedule_figures harness_figures crossed_figures measure_figures
-    kernels notebooks book cli
+    benchmark_files mask_tables schedule_tables amount_tables packing_tables
+    scaling_levels scaling_tables harness_tables own_text_facts own_text_tables filter_tables
+    grids parameters
+    figure_style figures schedule_figures amount_figures packing_figures scaling_figures
+    harness_figures crossed_figures measure_figures
+    own_text_figures filter_figures
+    crossed_judgements claims_figures
+    kernels notebooks chapters plans paper_costs claims claims_tables book cli_options cli_lists cli_synthesis cli
 """.split()
 
 # These say at once what is wrong with a request, so none may load these libraries when imported.
@@ -58,9 +63,14 @@ SLOW_LIBRARIES = {
 NO_TORCH = [*QUICK, *"progress package_index formats sources model_files".split()]
 NO_TORCH += "task_items resampling components inference mask_tables schedule_tables schedule_figures".split()
 NO_TORCH += "benchmark_files harness_tables harness_figures".split()
+NO_TORCH += "amount_tables amount_figures packing_tables packing_figures".split()
+NO_TORCH += "scaling_levels scaling_tables scaling_figures".split()
 NO_TORCH += "association measures crossed measuring_tables crossed_figures measure_figures".split()
 NO_TORCH += "manifests generated prompts text_parts synthesis filtering".split()
 NO_TORCH += "statistics frames verdicts figure_style figures kernels book".split()
+NO_TORCH += "chapters cli_options cli_lists cli_synthesis".split()
+NO_TORCH += "crossed_judgements claims claims_tables claims_figures plans paper_costs".split()
+NO_TORCH += "own_text_facts own_text_tables own_text_figures filter_tables filter_figures".split()
 TORCH = {"torch", "transformers", "lm_eval", "accelerate"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ import pytest
 import torch
 from tiny_study import tiny_grid, tiny_spec
 
-from calib_study import paths, study
+from calib_study import chapters, cli, paths, study, verification
 from calib_study.errors import DataError, InputError
+from calib_study.model_files import resolve_model
 from calib_study.records import Metric, Record, Store, read_record
 from calib_study.study import run_grid
 from calib_study.verification import (
     RELATIVE_TOLERANCE,
+    Comparison,
     allowance,
     choose,
     compare,
+    explanation,
     report,
     sample_of,
     spot_check,
@@ -41,7 +45,7 @@ def stored(tiny_files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def published(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of those records in the place of the published ones, to be tampered with."""
-    for file in stored.glob("*.json"):
+    for file in [*stored.glob("*.json"), *stored.glob("*.npz")]:
         (tmp_path / file.name).write_bytes(file.read_bytes())
     monkeypatch.setattr(paths, "results_dir", lambda: tmp_path)
     return tmp_path
@@ -57,6 +61,20 @@ def tampered(file: Path, edit: Callable[[dict[str, Any]], Any]) -> Record:
     edit(fields)
     file.write_text(json.dumps(fields))
     return read_record(file)
+
+
+def rewritten(folder: Path, files: Files, **changes: Any) -> None:
+    """Store Wanda's record again, as the package would, with other fields."""
+    Store(folder).put(read_record(wanda(folder, files)).model_copy(update=changes))
+
+
+def command_line(monkeypatch: pytest.MonkeyPatch, files: Files, *arguments: str) -> int:
+    """Return the exit code of `calib-study verify` where the records' model is the tiny one."""
+    monkeypatch.setattr(verification, "resolve_model", lambda _: resolve_model(str(files[0])))
+    monkeypatch.setattr(sys, "argv", ["calib-study", "verify", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
 
 
 def scale(fields: dict[str, Any], key: str, factor: float) -> None:
@@ -153,6 +171,137 @@ def test_sparsegpt_is_allowed_more(published: Path, tiny_files: Files) -> None:
     assert all(row.within for row in compare(unstable, changed, RELATIVE_TOLERANCE))
 
 
+# --- the command ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.tiny
+def test_untouched_records_pass(
+    published: Path,
+    tiny_files: Files,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command_line(monkeypatch, tiny_files, "--all") == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith("8 records, ")
+    lines = shown.out.splitlines()
+    assert len(lines) == 1 + 3 * 5 + 5 * 4 and all(line.endswith("equal") for line in lines[1:])
+
+
+@pytest.mark.tiny
+def test_the_command_finds_a_tampered_metric_among_all(
+    published: Path,
+    tiny_files: Files,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    record = read_record(wanda(published, tiny_files))
+    first, *others = record.metrics
+    rewritten(published, tiny_files, metrics=(first.model_copy(update={"value": first.value * 1.06}), *others))
+    assert command_line(monkeypatch, tiny_files, "--all") == 1
+    shown = capsys.readouterr()
+    assert "could not be reproduced" in shown.err
+    [line] = [line for line in shown.out.splitlines() if line.endswith("DIFFERS")]
+    assert line.startswith(record.run_id) and "perplexity on" in line
+    last = shown.out.splitlines()[-1]
+    assert "does not explain" in last and last.endswith(f" {record.run_id}")
+
+
+@pytest.mark.tiny
+def test_what_differs_of_the_machine_is_named(
+    published: Path,
+    tiny_files: Files,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    record = read_record(wanda(published, tiny_files))
+    here = record.environment
+    of_another = here.model_copy(update={"processor": "a chip", "versions": here.versions | {"torch": "1"}})
+    rewritten(published, tiny_files, environment=of_another)
+    assert command_line(monkeypatch, tiny_files, "--all") == 0
+    assert "this machine" not in capsys.readouterr().out  # where all is equal there is nothing to explain
+    first, *others = record.metrics
+    nearly = first.model_copy(update={"value": first.value * 1.0001})
+    rewritten(published, tiny_files, environment=of_another, metrics=(nearly, *others))
+    assert command_line(monkeypatch, tiny_files, "--all") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        f"this machine differs from the records' in: versions.torch (1 there, {torch.__version__} here), "
+        f"processor (a chip there, {here.processor} here)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda file: tampered_text(file, '"seed": 0', '"seed": 5'), r"has run_id [0-9a-f]{16}; it was changed or"),
+        (lambda file: file.write_text(file.read_text()[:500]), "perhaps the file is truncated"),
+        (lambda file: file.with_suffix(".npz").write_bytes(b"other"), r"\.npz: the arrays .* were changed"),
+        (lambda file: file.with_suffix(".npz").unlink(), r"\.npz: the arrays .* are missing"),
+    ],
+    ids=["specification", "truncated", "arrays changed", "arrays lost"],
+)
+def test_a_damaged_record_stops_the_command_before_anything_is_computed(
+    edit: Callable[[Path], Any],
+    message: str,
+    published: Path,
+    tiny_files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(verification, "verify", lambda *_, **__: pytest.fail("computed"))
+    file = wanda(published, tiny_files)
+    edit(file)
+    assert command_line(monkeypatch, tiny_files) == 3
+    shown = capsys.readouterr().err
+    assert file.stem in shown and re.search(message, shown) and "Traceback" not in shown
+
+
+def tampered_text(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+
+
+@pytest.mark.tiny
+def test_a_chapter_limits_the_records(
+    published: Path,
+    tiny_files: Files,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = {}
+
+    def specs(slug: str) -> list[Any]:
+        asked[slug] = [tiny_spec(*tiny_files), tiny_spec(*tiny_files, "dense"), tiny_spec(*tiny_files, seed=99)]
+        return asked[slug]
+
+    monkeypatch.setattr(chapters, "published_specs", specs)
+    assert command_line(monkeypatch, tiny_files, "--all", "--chapter", "10") == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith("2 records, ")  # of seed 99 there is none
+    assert {line.split()[0] for line in shown.out.splitlines()[1:]} == {
+        spec.run_id for spec in asked["10_schedules"][:2]
+    }
+
+
+def unequal(run_id: str, *elsewhere: str, relative: float = 0.01) -> Comparison:
+    return Comparison(run_id, "run", "quantity", 1.0, 1.0 + relative, relative, True, elsewhere)
+
+
+def test_what_explains_a_difference_by_hand() -> None:
+    assert explanation([unequal("a", "python (3 there, 4 here)", relative=0.0), unequal("b", relative=0.0)]) == []
+    both = [unequal("a", "x", "y"), unequal("a", "x", "y"), unequal("b", "y"), unequal("c"), unequal("d"), unequal("c")]
+    first, second = explanation(both)
+    assert first == "this machine differs from the records' in: x, y"
+    assert second.endswith("does not explain what is not equal in c, d")
+    assert explanation(both[:3]) == [first] and explanation(both[3:]) == [second]
+
+
 # --- comparing --------------------------------------------------------------------------------------------
 
 LAYER = "model.layers.1.mlp.down_proj"
@@ -214,6 +363,13 @@ def test_the_choice_is_seeded(published: Path) -> None:
     _, drawn = choose(3, None)
     assert choose(3, drawn)[0] == sample_of(records, 3, drawn)
     assert choose(None, 0)[0] == choose(8, 0)[0] == choose(99, 0)[0] == records
+
+
+def test_the_choice_is_among_the_records_given(published: Path) -> None:
+    records, _ = Store(published).scan()
+    chosen, _ = choose(2, 0, among=records[:3])
+    assert len(chosen) == 2 and [record for record in records[:3] if record in chosen] == chosen
+    assert choose(None, 0, among=records[:3])[0] == records[:3]
 
 
 def test_every_record_is_chosen_in_the_long_run(published: Path) -> None:
