@@ -179,10 +179,10 @@ def window(core: Sequence[float], references: Sequence[float], stretch: float = 
     return low - margin, high + margin, inside
 
 
-def log_ticks(axes: Axes, low: float, high: float, most: int = 5) -> None:
-    """Make x a logarithmic axis from low to high with a few round, plainly written ticks."""
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
+def log_ticks(axes: Axes, low: float, high: float, most: int = 5, *, vertical: bool = False) -> None:
+    """Make x, or y if vertical, a logarithmic axis from low to high with a few round, plainly written ticks."""
+    axis = axes.yaxis if vertical else axes.xaxis
+    axes.set(**{"yscale" if vertical else "xscale": "log", "ylim" if vertical else "xlim": (low, high)})
     if high / low < 5:
         ticks = [float(t) for t in MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
     else:
@@ -190,9 +190,9 @@ def log_ticks(axes: Axes, low: float, high: float, most: int = 5) -> None:
         digits = (1, 2, 5) if high / low < 200 else (1,)
         ticks = [d * 10.0**k for k in decades for d in digits]
     ticks = [t for t in ticks if low <= t <= high]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FixedFormatter([number(t) for t in ticks]))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FixedFormatter([number(t) for t in ticks]))
+    axis.set_minor_locator(NullLocator())
 
 
 def number(value: float) -> str:

@@ -20,6 +20,7 @@ from calib_study.figure_style import (
     MUTED,
     PURPLE,
     RED,
+    SKY,
     TEXT,
     Mark,
     canvas,
@@ -142,7 +143,7 @@ def fig_variance_shares(shares: Mapping[str, Interval]) -> Figure:
     with canvas(len(shares) * 0.36 + 0.75) as (figure, (ax,)):
         for y, (part, share) in enumerate(shares.items()):
             mean = 100 * max(share.mean, 0.0)
-            ax.barh(y, mean, height=0.62, color=colours[part], alpha=0.85)
+            ax.barh(y, mean, height=0.62, color=colours.get(part, SKY), alpha=0.85)
             end, label = mean, f"{_share(mean)} %"
             if share.low is not None and share.high is not None:
                 low, high = 100 * share.low, 100 * share.high

@@ -191,36 +191,47 @@ def sd_exponent(amounts: ArrayLike, values: ArrayLike, level: float = 0.95) -> I
     """Return the slope of log s.d. over seeds against log amount, with a jackknife-t interval over seeds.
 
     Means of independent samples give -1/2; a slope nearer to zero says that more text does not average the
-    rest of the noise away. Least squares through the s.d. of each amount. One seed is left out of all amounts
-    at once, so it may use nested text at different amounts. Measured coverage with five and twenty seeds: normal
-    values 0.95 to 0.97, exponential ones 0.93 to 0.95. Percentiles of a bootstrap over seeds within each amount
+    rest of the noise away. Least squares through the s.d. of each amount, pooled over texts if there are several. One
+    draw is left out of all amounts at once, so it may use nested text at different amounts. Measured coverage with five
+    and twenty seeds: normal values 0.95 to 0.97, exponential ones 0.93 to 0.95; with three seeds of three texts 0.95 to
+    0.96 and 0.92 to 0.93. Percentiles of a bootstrap over seeds within each amount
     cover 0.94 to 0.98 with five seeds, but 0.90 to 0.93 with twenty; the normal theory of log s covers 0.74 to
     0.84 for exponential values.
     Source: Miller (1968), Ann. Math. Stat. 39 (jackknifing log variances).
 
     Args:
-        amounts: (n_amounts,), above 0, at least two of them different. values: (n_amounts, n_seeds), >= 3 seeds.
+        amounts: (n_amounts,), above 0, at least two of them different.
+        values: (n_amounts, n_seeds), or (n_amounts, n_texts, n_seeds) of texts drawn independently; >= 3 seeds.
     Raises InputError for shapes that do not fit, or an amount at which seeds are all equal.
 
-    >>> sd_exponent([1.0, 4.0], [[0.0, 2.0, 4.0], [0.0, 1.0, 2.0]]).mean
+    >>> round(sd_exponent([1.0, 4.0], [[0.0, 2.0, 4.0], [0.0, 1.0, 2.0]]).mean, 6)
     -0.5
     """
     n = finite_array(amounts, 1, "sd_exponent", "(n_amounts,)")
-    x = finite_array(values, 2, "sd_exponent", "(n_amounts, n_seeds)")
+    given = finite_array(values, None, "sd_exponent", "(n_amounts, n_seeds) or (n_amounts, n_texts, n_seeds)")
     check_level(level)
-    if len(n) != len(x) or x.shape[1] < 3:
+    x = given[:, None] if given.ndim == 2 else given
+    if len(n) != len(x) or x.ndim != 3 or x.shape[2] < 3:
         raise InputError(
-            f"sd_exponent needs one row for each of {len(n)} amounts and at least 3 seeds, got shape {x.shape}."
+            f"sd_exponent needs one row for each of {len(n)} amounts and at least 3 seeds, got shape {given.shape}."
         )
     if n.min() <= 0 or np.ptp(n) == 0:
         raise InputError(f"sd_exponent needs amounts above 0 that differ, got {n.tolist()}.")
-    n_seeds = x.shape[1]
-    subsets = [x, *(np.delete(x, i, axis=1) for i in range(n_seeds))]
-    spreads = np.array([subset.std(axis=1, ddof=1) for subset in subsets])
-    if (spreads <= 1e-12 * np.abs(x).max(axis=1)).any():
+    _, n_texts, n_seeds = x.shape
+    squares = _sums_of_squares(x)  # (n_amounts, n_texts)
+    one_less = np.stack([_sums_of_squares(np.delete(x, i, axis=2)) for i in range(n_seeds)])
+    left_out = (squares.sum(axis=1, keepdims=True) - squares) + one_less  # (n_seeds, n_amounts, n_texts)
+    if (left_out <= 1e-24 * np.abs(x).max(axis=(1, 2))[:, None] ** 2).any():
         raise InputError("sd_exponent: at one of the amounts all seeds, or all but one, have the same value.")
     centred = np.log(n) - np.log(n).mean()
-    slopes = np.log(spreads) @ centred / (centred @ centred)
-    half = float(stats.t.ppf((1 + level) / 2, n_seeds - 1) * np.sqrt(jackknife_variance(slopes[1:])))
-    slope = float(slopes[0])
-    return Interval(slope, slope - half, slope + half, n_seeds)
+    weights = centred / (centred @ centred)
+    slope = float(weights @ np.log(squares.sum(axis=1)) / 2)
+    slopes = np.einsum("a,rat->rt", weights, np.log(left_out)) / 2
+    variance, df = pooled_variance([(jackknife_variance(slopes[:, t]), n_seeds - 1) for t in range(n_texts)])
+    half = float(stats.t.ppf((1 + level) / 2, df) * np.sqrt(variance))
+    return Interval(slope, slope - half, slope + half, n_texts * n_seeds)
+
+
+def _sums_of_squares(x: Floats) -> Floats:
+    """Return the sum of squared deviations from the mean along the last axis."""
+    return np.asarray(np.sum((x - x.mean(axis=-1, keepdims=True)) ** 2, axis=-1))

@@ -31,44 +31,49 @@ LOWER = "← lower is better"
 DRAWN = ("textbook", "block", "sequential", "dense", "its extra pass")
 
 
-def fig_schedule_changes(differences: pd.DataFrame, changes: pd.DataFrame) -> Figure:
+def fig_schedule_changes(
+    differences: pd.DataFrame, changes: pd.DataFrame, by: str = "schedule", label: str = "damage minus that under block"
+) -> Figure:
     """Return how damage moves when the schedule does: a panel for each method and schedule, a point for each draw.
 
     Args:
         differences: from `schedule_tables.schedule_differences`. changes: from `change_table`.
+        by, label: the column that stands for the schedule in tables of other changes, and what a difference is.
     """
     need_rows(changes, "fig_schedule_changes")
-    methods, schedules = unique(changes["method"]), unique(changes["schedule"])
+    methods, schedules = unique(changes["method"]), unique(changes[by])
     texts = unique(differences["source"])
     marks = source_marks(sorted(texts))
     height = len(methods) * ((len(texts) + 1) * ROW + 0.42) + 0.95
     with canvas(height, len(methods), len(schedules), sharex="col", sharey=True) as (figure, axes):
         for ax, (method, schedule) in zip(axes, ((m, s) for m in methods for s in schedules), strict=True):
-            here = _of(differences, method, schedule)
+            here = _of(differences, method, schedule, by)
             ax.axvspan(-SMALLEST_EFFECT, SMALLEST_EFFECT, color=BAND, zorder=0)
             ax.axvline(0, color=MUTED, linewidth=0.8, zorder=1)
             for y, text in enumerate(texts):
                 seeds = here.loc[here["source"] == text, "difference"]
                 ax.plot(seeds, [y] * len(seeds), marks[text].marker, color=marks[text].colour, alpha=0.6, markersize=5)
-            for row in rows_of(_of(changes, method, schedule)):
+            for row in rows_of(_of(changes, method, schedule, by)):
                 ax.plot([row["low"], row["high"]], [len(texts)] * 2, color=TEXT, linewidth=1.6)
                 ax.plot(row["mean"], len(texts), "o", color="white", markeredgecolor=TEXT, markeredgewidth=1.2)
             ax.set_title(f"{method_label(method)}: {schedule}")
             ax.set_yticks(range(len(texts) + 1), [*(source_label(text, 14) for text in texts), "all texts"])
             ax.set_ylim(len(texts) + 0.5, -0.6)
         for ax in axes[-len(schedules) :]:
-            ax.set_xlabel(f"damage minus that under block (nats)\n{LOWER}")
+            ax.set_xlabel(f"{label} (nats)\n{LOWER}")
         seed_legend(figure, int(changes["n_seeds"].max()), "mean of all texts")
     return figure
 
 
-def describe_schedule_changes(changes: pd.DataFrame) -> str:
+def describe_schedule_changes(
+    changes: pd.DataFrame, by: str = "schedule", label: str = "Damage minus that under the schedule block"
+) -> str:
     """Return the alt text of `fig_schedule_changes`."""
     parts = [
-        f"{method_label(row['method'])}, {row['schedule']}: {row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        f"{method_label(row['method'])}, {row[by]}: {row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
         for row in rows_of(changes)
     ]
-    return f"Damage minus that under the schedule block, in nats per token, with 95 % interval: {'; '.join(parts)}."
+    return f"{label}, in nats per token, with 95 % interval: {'; '.join(parts)}."
 
 
 def fig_order_by_schedule(means: pd.DataFrame, order: pd.DataFrame) -> Figure:
@@ -221,5 +226,5 @@ def _colour(name: str) -> str:
     return METHOD_STYLE[method].colour if method in METHOD_STYLE else MUTED
 
 
-def _of(table: pd.DataFrame, method: str, schedule: str) -> pd.DataFrame:
-    return table[(table["method"] == method) & (table["schedule"] == schedule)]
+def _of(table: pd.DataFrame, method: str, setting: str, by: str = "schedule") -> pd.DataFrame:
+    return table[(table["method"] == method) & (table[by] == setting)]

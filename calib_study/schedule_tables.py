@@ -6,6 +6,7 @@ the reference. "Runs" are of one model, sparsity, pattern and size.
 
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -46,21 +47,22 @@ def schedule_differences(damage: pd.DataFrame) -> pd.DataFrame:
     return pairs[["method", "schedule", "source", "seed", "difference"]]
 
 
-def change_table(differences: pd.DataFrame) -> pd.DataFrame:
+def change_table(differences: pd.DataFrame, by: str = "schedule") -> pd.DataFrame:
     """Return, for each method and schedule, the mean change of damage with its limits and the verdict on it.
 
     Columns: method, schedule, mean, low, high (95 %), low90, high90, n_sources, n_seeds, verdict. The limits are
     `stratified_interval`'s: for these texts, over draws.
 
     Args:
-        differences: from `schedule_differences`.
+        differences: from `schedule_differences`. by: the column that stands for the schedule in other tables of
+            differences, of other things that can be changed.
     """
     rows = []
-    for key, _, values in _layouts(differences, "difference", "change_table"):
+    for key, _, values in _layouts(differences, "difference", "change_table", by):
         wide, narrow = stratified_interval(values), stratified_interval(values, level=0.90)
         limits = (wide.mean, wide.low, wide.high, narrow.low, narrow.high)
         rows.append((*key, *limits, *values.shape, changes(wide, narrow)))
-    columns = ["method", "schedule", "mean", "low", "high", "low90", "high90", "n_sources", "n_seeds", "verdict"]
+    columns = ["method", by, "mean", "low", "high", "low90", "high90", "n_sources", "n_seeds", "verdict"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -105,7 +107,7 @@ def changes(wide: Interval, narrow: Interval) -> Verdict:
 # --- the order of the texts -------------------------------------------------------------------------------
 
 
-def order_table(damage: pd.DataFrame) -> pd.DataFrame:
+def order_table(damage: pd.DataFrame, by: str = "schedule", reference: str = REFERENCE) -> pd.DataFrame:
     """Return, for each method and schedule, how the texts differ, and whether the conclusions are those of `block`.
 
     Columns: method, schedule; best, worst, range of the texts' mean damage; null_q95 and p_value of
@@ -114,16 +116,20 @@ def order_table(damage: pd.DataFrame) -> pd.DataFrame:
     have the same order of means here; reversed, how many are separated here the other way round; verdict on
     "the schedule changes what is concluded" (empty for `block` itself).
     Raises InputError as `schedule_differences`, or if the texts of a method are not the same for all schedules.
+
+    Args:
+        by, reference: the column that stands for the schedule, and its value that stands for `block`, where the order
+            of the texts under other settings is compared.
     """
-    _check_runs(damage, "order_table")
-    layouts = {key: (texts, values) for key, texts, values in _layouts(damage, "damage", "order_table")}
+    _check_runs(damage, "order_table", by)
+    layouts = {key: (texts, values) for key, texts, values in _layouts(damage, "damage", "order_table", by)}
     nulls = {key: same_source_null(values, seed=0) for key, (_, values) in layouts.items()}
     signs = {key: apart(values) for key, (_, values) in layouts.items()}
     rows = []
-    for (method, schedule), (texts, values) in layouts.items():
-        key, first = (method, schedule), (method, REFERENCE)
+    for (method, setting), (texts, values) in layouts.items():
+        key, first = (method, setting), (method, reference)
         if first not in layouts or layouts[first][0] != texts:
-            raise InputError(f"order_table: {method} has other texts under {schedule!r} than under {REFERENCE!r}.")
+            raise InputError(f"order_table: {method} has other texts under {setting!r} than under {reference!r}.")
         null, means, usual = nulls[key], values.mean(axis=1), layouts[first][1].mean(axis=1)
         kept = int((signs[first] * np.sign(_pairs(means)) > 0).sum())
         turned, total = int((signs[first] * signs[key] < 0).sum()), int((signs[first] != 0).sum())
@@ -131,7 +137,7 @@ def order_table(damage: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "method": method,
-                "schedule": schedule,
+                by: setting,
                 "best": texts[int(means.argmin())],
                 "worst": texts[int(means.argmax())],
                 "range": null.observed,
@@ -213,25 +219,25 @@ def cost_table(file: Path | None = None) -> pd.DataFrame:
 # --- layouts ----------------------------------------------------------------------------------------------
 
 
-def _check_runs(damage: pd.DataFrame, caller: str) -> None:
-    """Raise InputError if runs differ in more than method, schedule, text and seed."""
-    mixed = [c for c in SETTING_COLUMNS if c in damage.columns and c not in ("schedule", "options")]
+def _check_runs(damage: pd.DataFrame, caller: str, by: str = "schedule") -> None:
+    """Raise InputError if runs differ in more than method, schedule (or what stands for it), text and seed."""
+    mixed = [c for c in SETTING_COLUMNS if c in damage.columns and c not in (by, "options")]
     mixed = [c for c in mixed if damage[c].nunique(dropna=False) > 1]
-    repeated = int(damage.duplicated([*CELL, "schedule"]).sum())
+    repeated = int(damage.duplicated([*CELL, by]).sum())
     if mixed or repeated:
         several = f"several of {', '.join(mixed)}" if mixed else f"{repeated} runs twice"
-        raise InputError(f"{caller} compares schedules at one setting, but the table has {several}.")
+        raise InputError(f"{caller} compares {by}s at one setting, but the table has {several}.")
 
 
 def _layouts(
-    table: pd.DataFrame, value: str, caller: str
+    table: pd.DataFrame, value: str, caller: str, by: str = "schedule"
 ) -> list[tuple[tuple[str, str], list[str], NDArray[np.float64]]]:
     """Return for each (method, schedule): the key, the texts, and the values as an array (n_sources, n_seeds)."""
     found = []
-    for (method, schedule), rows in table.groupby(["method", "schedule"], sort=False):
+    for (method, setting), rows in table.groupby(["method", by], sort=False):
         wide = rows.pivot(index="source", columns="seed", values=value)
         wide = wide.loc[list(dict.fromkeys(rows["source"]))]
         if wide.isna().to_numpy().any():
-            raise InputError(f"{caller}: {method}, {schedule} lacks some seeds of some texts.")
-        found.append(((str(method), str(schedule)), [str(name) for name in wide.index], wide.to_numpy(np.float64)))
+            raise InputError(f"{caller}: {method}, {setting} lacks some seeds of some texts.")
+        found.append(((str(method), cast(str, setting)), [str(name) for name in wide.index], wide.to_numpy(np.float64)))
     return found

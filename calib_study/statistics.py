@@ -5,7 +5,7 @@ cover far less than it promises, an interval that holds with five seeds is used 
 Values go in as arrays, `Interval`s come out; nothing here knows what a model or a record is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -174,15 +174,27 @@ def variance_shares_interval(values: ArrayLike, level: float = 0.95) -> dict[str
     Raises InputError as `variance_shares`, and for fewer than three seeds.
     """
     x = _layout(values, "variance_shares_interval", least=3)
+    return shares_interval(x, _sums_of_squares, COMPONENTS, level)
+
+
+def shares_interval(
+    values: Floats, sums_of: Callable[[Floats], Floats], names: Sequence[str], level: float = 0.95
+) -> dict[str, Interval]:
+    """Return shares of sums of squares with a jackknife-t interval over seeds, as `variance_shares_interval` describes.
+
+    Args:
+        values: (..., n_seeds), at least 3 seeds. sums_of: returns the sums of squares of such values, one a name.
+    Raises InputError if all values are equal, or are so without one of the seeds.
+    """
     check_level(level)
-    n = x.shape[2]
-    sums = np.stack([_sums_of_squares(x)] + [_sums_of_squares(np.delete(x, i, axis=2)) for i in range(n)])
+    n = values.shape[-1]
+    sums = np.stack([sums_of(values)] + [sums_of(np.delete(values, i, axis=-1)) for i in range(n)])
     if np.any(sums.sum(axis=1) == 0):
         raise InputError("variance_shares_interval: without one of the seeds all values are equal.")
     shares = sums / sums.sum(axis=1, keepdims=True)
     pseudo = n * shares[0] - (n - 1) * shares[1:]
     result = {}
-    for name, column in zip(COMPONENTS, pseudo.T, strict=True):
+    for name, column in zip(names, pseudo.T, strict=True):
         raw = mean_interval(column, level)
         assert raw.low is not None and raw.high is not None
         result[name] = Interval(raw.mean, min(max(raw.low, 0.0), 1.0), min(max(raw.high, 0.0), 1.0), n)

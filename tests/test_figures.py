@@ -54,7 +54,8 @@ def made_up(
     )
     setting = {"model": "m", "dtype": "float32", "sparsity": 0.5, "pattern": "2:4", "policy": "packed"}
     setting |= {"schedule": "block", "allocation": "uniform", "options": ""}
-    return table.assign(**setting, n_samples=8, seq_len=64, min_tokens=None, metric="perplexity", unit="per token", n=100)
+    setting |= {"n_samples": 8, "seq_len": 64, "min_tokens": None}
+    return table.assign(**setting, metric="perplexity", unit="per token", n=100)
 
 
 def tables(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from calib_study.errors import InputError
-from calib_study.frames import advantage_table, cells, damage_table, interval_table, mixed_settings
+from calib_study.frames import advantage_table, cells, damage_table, interval_table, mixed_settings, text_runs
 
 DATASETS = ("c4", "code")
 SCHEDULES = {"block": 20.0, "dense": 40.0}
@@ -18,8 +18,9 @@ def rows(method: str, source: str | None, seed: int, values: tuple[float, ...], 
     """Return one run's rows of the tidy frame, one for each perplexity in `values`."""
     run = {
         "run_id": f"{method}-{source}-{seed}", "model": "m", "method": method, "sparsity": 0.5,
-        "pattern": "unstructured", "source": source, "policy": "document", "n_samples": 8, "seq_len": 64, "min_tokens": None,
-        "seed": seed, "dtype": "float32", "schedule": "block", "allocation": "uniform", "options": "",
+        "pattern": "unstructured", "source": source, "policy": "document", "n_samples": 8, "seq_len": 64,
+        "min_tokens": None, "seed": seed,
+        "dtype": "float32", "schedule": "block", "allocation": "uniform", "options": "",
     } | other  # fmt: skip
     shared = {"metric": "perplexity", "unit": "per token", "stderr": 0.1, "n": 1000}
     return [{**run, **shared, "dataset": name, "value": value} for name, value in zip(DATASETS, values, strict=False)]
@@ -67,6 +68,16 @@ def test_a_frame_without_rows_or_columns_is_refused() -> None:
         damage_table(pd.DataFrame({"metric": ["perplexity"]}))
     with pytest.raises(InputError, match="has 0 rows"):
         damage_table(pd.DataFrame(DENSE).iloc[:0])
+
+
+def test_runs_with_text_leave_out_floor_and_data_free_methods() -> None:
+    scored = DENSE + rows("wanda", "c4", 1, (20.0, 40.0)) + rows("wanda", "random", 1, (90.0, 90.0))
+    scored += rows("magnitude", None, 0, (30.0, 30.0), n_samples=None, seq_len=None)
+    divergence = [row | {"metric": "jensen_shannon"} for row in rows("wanda", "c4", 1, (0.1, 0.3))]
+    (run,) = text_runs(pd.DataFrame(scored + divergence)).to_dict("records")
+    assert (run["source"], run["damage"], run["jensen_shannon"]) == ("c4", pytest.approx(np.log(4)), pytest.approx(0.2))
+    assert repr(run["n_samples"]) == "8"  # whole, though magnitude has none
+    assert text_runs(pd.DataFrame(scored))["jensen_shannon"].isna().all()
 
 
 def test_interval_table_by_hand() -> None:

@@ -280,6 +280,30 @@ def test_sd_exponent_does_not_depend_on_units() -> None:
     assert_allclose([one.mean, one.low, one.high], [other.mean, other.low, other.high])
 
 
+def test_sd_exponent_pools_texts_by_hand() -> None:
+    # variances at 1 and 4: text one 4 and 1, text two 12 and 1, pooled 8 and 1: slope -log 8 / (2 log 4) = -3/4
+    x = np.array([[[-2.0, 0.0, 2.0], [-2.0, -2.0, 4.0]], [[-1.0, 0.0, 1.0], [6.0, 5.0, 7.0]]])
+    got = sd_exponent([1.0, 4.0], x)
+    assert (got.mean, got.n) == (pytest.approx(-0.75), 6)
+    one, other = sd_exponent([1.0, 4.0], x[:, :1]), sd_exponent([1.0, 4.0], x[:, 0])
+    assert one == other
+
+
+@pytest.mark.parametrize("scales", [(1, 1, 1), (1, 2, 4)])
+@pytest.mark.parametrize("nested", [False, True])
+def test_sd_exponent_covers_with_few_seeds_of_several_texts(scales: tuple[int, ...], nested: bool) -> None:
+    amounts = np.array([1, 8, 64])
+
+    def draw(rng: np.random.Generator) -> Interval:
+        if nested:
+            x = rng.normal(size=(64, 3, 3)).cumsum(axis=0)[amounts - 1] / amounts[:, None, None]
+        else:
+            x = rng.normal(size=(3, 3, 3)) / np.sqrt(amounts)[:, None, None]
+        return sd_exponent(amounts, x * np.array(scales)[None, :, None])
+
+    assert 0.92 <= coverage(draw, -0.5) <= 0.985  # measured with 1,500: 0.949 to 0.963
+
+
 def test_sd_exponent_refuses() -> None:
     with pytest.raises(InputError, match=r"one row for each of 3 amounts and at least 3 seeds, got shape \(2, 5\)"):
         sd_exponent([1, 2, 3], np.ones((2, 5)))
