@@ -53,13 +53,21 @@ def describe_harness_speed(table: pd.DataFrame) -> str:
     ]
     parts += [f"Targets met: {'; '.join(met)}."] if met else []
     parts += [f"Targets missed: {'; '.join(missed)}."] if missed else ["No target is missed."]
-    differ = [f"{_label(row)}: {row['items_that_differ']}" for row in rows if row["items_that_differ"]]
-    share = f"{table['items_that_differ'].sum():,} of {table['items'].sum():,} items"
-    where = f" ({'; '.join(differ)})" if differ else ""
-    parts.append(f"acc or acc_norm differs on {share}{where}.")
-    parts.append(f"The largest difference of a log-likelihood is {table['max_abs_difference'].max():.1e} nats.")
+    parts.append(describe_harness_agreement(table))
     parts.append(f"Beside the model's answers, an evaluation takes {number(table['overhead_s'].max())} s at most.")
     return " ".join(parts)
+
+
+def describe_harness_agreement(table: pd.DataFrame) -> str:
+    """Return in words how far the answers of adapter and stock class agree."""
+    need_rows(table, "describe_harness_agreement")
+    differ = [f"{_label(row)}: {row['items_that_differ']}" for row in rows_of(table) if row["items_that_differ"]]
+    share = f"{table['items_that_differ'].sum():,} of {table['items'].sum():,} items"
+    where = f" ({'; '.join(differ)})" if differ else ""
+    return (
+        f"acc or acc_norm differs on {share}{where}. The largest difference of a log-likelihood is "
+        f"{table['max_abs_difference'].max():.1e} nats."
+    )
 
 
 def _label(row: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ from calib_study.benchmark_files import benchmark_table
 from calib_study.paths import root
 
 HARNESS_FILE = Path("benchmarks", "results", "harness.json")
+# More items of fewer tasks. Its times were taken while the machine did other work; only the answers count.
+ITEMS_FILE = Path("benchmarks", "results", "harness_items.json")
 HARNESS_COLUMNS = (
     "task shots items n_total acc_stock acc_adapter acc_norm_stock acc_norm_adapter perplexity_stock "
     "perplexity_adapter items_that_differ max_abs_difference stock_s adapter_s ratio target met overhead_s"

@@ -91,6 +91,7 @@ from calib_study import (
     measure_figures,
     measures,
     measuring_tables,
+    paths,
     study,
     verification,
 )
@@ -216,6 +217,15 @@ display(
     harness_figures.fig_harness_speed(speed) if len(speed) else Markdown("*No measurement is kept with this copy.*")
 )
 Markdown(f"Measured by {command}. " + (harness_figures.describe_harness_speed(speed) if len(speed) else ""))
+
+# %% [markdown]
+# The same on the first items of tasks, as many as a task has up to its limit, without times: the machine did other work.
+
+# %% tags=["hide-input"]
+more = harness_tables.harness_table(paths.root() / harness_tables.ITEMS_FILE)
+words = harness_figures.describe_harness_agreement(more) if len(more) else "*No measurement is kept with this copy.*"
+tasks_of_it = ", ".join(dict.fromkeys(more["task"]))
+Markdown(f"{words} Tasks: {tasks_of_it}; up to {more.attrs.get('limit')} items each." if len(more) else words)
 
 # %% tags=["hide-input"]
 columns = [

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 from test_figures import drawn, words
 
 from calib_study.errors import InputError
-from calib_study.harness_figures import describe_harness_speed, fig_harness_speed
+from calib_study.harness_figures import describe_harness_agreement, describe_harness_speed, fig_harness_speed
 from calib_study.harness_tables import HARNESS_COLUMNS
 
 KNOWN = ["task", "shots", "items", "items_that_differ", "max_abs_difference", "ratio", "target", "met", "overhead_s"]
@@ -107,3 +107,10 @@ def test_the_same_table_gives_the_same_picture_and_is_left_alone() -> None:
     first, second = (drawn(fig_harness_speed(table)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     pd.testing.assert_frame_equal(table, before)
+
+
+def test_agreement_counts_items_that_differ() -> None:
+    assert describe_harness_agreement(speed()) == (
+        "acc or acc_norm differs on 1 of 132 items (hellaswag, 0 shots: 1). "
+        "The largest difference of a log-likelihood is 1.5e-04 nats."
+    )
