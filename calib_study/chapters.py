@@ -1,5 +1,7 @@
 """What each chapter of the book rests on: the runs that its profile `published` asks for, and their records."""
 
+from typing import Any
+
 from calib_study import paths
 from calib_study.errors import DataError, InputError, StudyError, unknown
 from calib_study.grids import Grid
@@ -35,11 +37,20 @@ def published_specs(slug: str) -> list[RunSpec]:
             f"chapter {slug} has no published records: it runs no grid, or none under a profile {PUBLISHED!r}. "
             f"Chapters that have: {', '.join(having)}."
         )
+    return chapter_specs(chapter_parameters(slug, PUBLISHED))
+
+
+def chapter_parameters(slug: str, profile: str) -> Any:
+    """Return the checked parameters of a chapter under a profile: its defaults, and the profile's over them."""
     defaults = parameter_defaults(notebooks_dir() / f"{slug}.py")
-    checked = validate(slug, {**defaults, **profile_parameters(slug, PUBLISHED)})
-    specs = checked.specs() if isinstance(checked, Grid) else []
-    if isinstance(checked, DataSources):
-        specs += checked.crossed().specs()
+    return validate(slug, {**defaults, **profile_parameters(slug, profile)})
+
+
+def chapter_specs(cfg: Any) -> list[RunSpec]:
+    """Return every run that a chapter's parameters ask for, those of a second grid too, repeats left out."""
+    specs: list[RunSpec] = cfg.specs()
+    if isinstance(cfg, DataSources):
+        specs = specs + cfg.crossed().specs()
     return list(dict.fromkeys(specs))
 
 

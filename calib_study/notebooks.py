@@ -143,13 +143,15 @@ def parameter_defaults(source: Path) -> dict[str, Any]:
 def notebook_stamp(source: Path, parameters: Mapping[str, Any]) -> str:
     """Return a hash of everything an executed notebook depends on.
 
-    That is: its source, the parameters given, the package, the catalogue, the pinned versions, published benchmarks,
-    and which records are published (their names are hashes of what they hold).
+    That is: its source, the parameters given, the package, the catalogue, the claims, the pinned versions, published
+    benchmarks, profiles whose cost is estimated, and which records are published (their names are hashes of what they
+    hold).
     """
     digest = hashlib.sha256(source.read_bytes())
     digest.update(json.dumps(dict(parameters), sort_keys=True, default=str).encode())
     files = sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".mplstyle"))
-    files += [paths.root() / "data" / "catalogue.toml", paths.root() / "requirements.txt"]
+    files += [paths.root() / "data" / name for name in ("catalogue.toml", "claims.yml")]
+    files += [paths.root() / "requirements.txt", *sorted((notebooks_dir() / "profiles").glob("*.paper.yml"))]
     files += sorted((paths.root() / "benchmarks" / "results").glob("*.json"))
     for path in files:
         digest.update(f"\n{path.name}\n".encode())
