@@ -1,5 +1,6 @@
 """What a chapter rests on: the runs of its published profile, crossed grids too, and their records."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 from calib_study import chapters, paths
 from calib_study.chapters import chapter_slug, published_records, published_specs
 from calib_study.errors import DataError, InputError
+from calib_study.generated import is_generated, published_home
+from calib_study.grids import Grid
 from calib_study.notebooks import notebooks_dir, parameter_defaults, profile_parameters
-from calib_study.parameters import DataSources, validate
+from calib_study.parameters import SCHEMAS, DataSources, validate
 
 
 @pytest.mark.parametrize("name", ["10", "10_schedules", "10_schedules.ipynb"])
@@ -45,9 +48,21 @@ def test_the_profile_is_put_over_the_defaults(monkeypatch: pytest.MonkeyPatch) -
     assert {spec.seed for spec in published_specs("10_schedules")} == set(range(4)) != seeds
 
 
-@pytest.mark.parametrize("slug", ["01_data_sources", "10_schedules", "11_measuring"])
+WITH_GRID = [slug for slug, schema in SCHEMAS.items() if issubclass(schema, Grid)]
+
+
+@pytest.mark.parametrize("slug", WITH_GRID)
 def test_every_run_of_a_published_chapter_has_its_record(slug: str) -> None:
     assert [record.spec for record in published_records(slug)] == published_specs(slug)
+
+
+@pytest.mark.parametrize("slug", ["05_self_generation", "06_filtering"])
+def test_texts_of_published_runs_are_part_of_the_project(slug: str) -> None:
+    """And not only in the cache of whoever wrote them."""
+    sources = {spec.calibration.source for spec in published_specs(slug) if spec.calibration}
+    names = {name for source in sources for name in re.findall(r"selfgen:([\w.-]+)", source)}
+    assert names
+    assert {name for name in names if not is_generated(published_home() / name)} == set()
 
 
 def test_a_chapter_without_a_grid_has_no_records() -> None:
