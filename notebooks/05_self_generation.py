@@ -239,7 +239,7 @@ Markdown(
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Horizontal bars of tokens a second, one for each way of writing; the text below the figure gives the values."}}
 speed = own_text_facts.speed_table()
-command = "`calib-study bench synthesis --json benchmarks/results/synthesis.json`"
+command = "`calib-study bench synthesis --n-texts 64 --new-tokens 128 --json benchmarks/results/synthesis.json`"
 if len(speed):
     display(own_text_figures.fig_writing_speed(speed))
 settings = ", ".join(
