@@ -19,10 +19,10 @@ help: ## say what each target does
 	@echo
 	@echo "Start with make book; then open _build/html/index.html"
 
-book: fetch ## build the book from the published records (first time 10 to 20 minutes, again under 1)
+book: fetch ## build the book from the published records (first time 15 to 25 minutes, again under 1)
 	@"$(BIN)/calib-study" book --profile published
 
-test: environment-dev ## run all tests (first time 10 to 15 minutes with installation and download, again 4 to 8)
+test: environment-dev ## run all tests (first time 10 to 15 minutes with installation and download, again 5 to 10)
 	@"$(BIN)/calib-study" fetch
 	@"$(BIN)/python" -m pytest
 
@@ -31,7 +31,7 @@ lint: environment-dev ## check style, format and types (half a minute)
 	@"$(BIN)/ruff" format --check .
 	@"$(BIN)/mypy"
 
-smoke: fetch ## build the whole book at the smallest sizes, apart from the real one, and check its pages (3 to 6 minutes)
+smoke: fetch ## build the whole book at the smallest sizes, apart from the real one, and check its pages (5 to 12 minutes)
 	@"$(BIN)/calib-study" book --profile smoke
 	@"$(BIN)/python" tests/html_checks.py $(SMOKE)
 
