@@ -69,16 +69,22 @@ def damage_table(frame: pd.DataFrame, datasets: Sequence[str] | None = None) -> 
     return table
 
 
-def text_runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return `damage_table` of the runs with text, the floor of random tokens left out, and `jensen_shannon` added.
+def scored_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `damage_table` without the runs that random tokens calibrated, with `jensen_shannon` added.
 
     That is the divergence from the dense model, the mean over held-out texts (missing if it was not measured).
     """
     runs = damage_table(frame)
-    runs = runs[runs["source"].notna() & (runs["source"] != FLOOR_SOURCE)].reset_index(drop=True)
-    runs = runs.astype({"n_samples": int, "seq_len": int, "seed": int})  # not whole beside a run without text
     divergence = frame[frame["metric"] == "jensen_shannon"].groupby("run_id")["value"].mean()
-    return runs.assign(jensen_shannon=runs["run_id"].map(divergence))
+    runs["jensen_shannon"] = runs["run_id"].map(divergence)
+    return runs[runs["source"] != FLOOR_SOURCE].reset_index(drop=True)
+
+
+def text_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `scored_runs` that text calibrated."""
+    runs = scored_runs(frame)
+    runs = runs[runs["source"].notna()].reset_index(drop=True)
+    return runs.astype({"n_samples": int, "seq_len": int, "seed": int})  # not whole beside a run without text
 
 
 def interval_table(

@@ -4,7 +4,7 @@ A chapter's class names `Grid` and its axes: `OneSparsity`, `OneSize`, `OneSched
 each the arguments of `make_spec` that it sets; a grid runs every combination of one setting of each axis.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from calib_study.preflight import check_evaluation_source, check_lengths, evalua
 from calib_study.records import OWL_SUFFIX, default_owl
 from calib_study.sources import resolve_source, source_hash
 from calib_study.specs import (
+    Evaluation,
     Policy,
     RunSpec,
     Schedule,
@@ -109,6 +110,19 @@ class Comparison(Parameters):
     def axes(self) -> list[list[Setting]]:
         """Return the settings of each axis of the grid beside source, method and seed."""
         return []
+
+
+class Readers(Comparison):
+    """All methods read text."""
+
+    @field_validator("methods")
+    @classmethod
+    def _all_read_text(cls, methods: list[str]) -> list[str]:
+        if not methods:
+            raise problem("at least one is needed, for example 'wanda'.")
+        if plain := [name for name in methods if not reads_text(name)]:
+            raise problem(f"this chapter compares calibration texts; {', '.join(plain)} reads none.")
+        return methods
 
 
 class OneSparsity(Comparison):
@@ -334,11 +348,18 @@ class Grid(Comparison):
         """
         ref = resolve_model(self.model)
         hashes = {source: source_hash(source) for source in self.sources}
+        evaluation = evaluation_of(self.eval_sources, **self.measured())
+        return self.runs(evaluation, hashes, model=ref.name, model_hash=ref.content_hash())
+
+    def runs(
+        self, evaluation: Evaluation, hashes: Mapping[str, str | None], *, model: str, model_hash: str | None = None
+    ) -> list[RunSpec]:
+        """Return what `specs` does, without looking up model and texts; `hashes` pins each source."""
         common: dict[str, Any] = {
-            "model": ref.name,
-            "model_hash": ref.content_hash(),
+            "model": model,
+            "model_hash": model_hash,
             "dtype": dtype_on(self.device, self.dtype),
-            "evaluation": evaluation_of(self.eval_sources, **self.measured()),
+            "evaluation": evaluation,
         }
         grid = [make_spec(method="dense", sparsity=0, **common)]
         for seed, setting, source, name in product(range(self.n_seeds), self.settings(), self.sources, self.methods):

@@ -18,7 +18,7 @@ from calib_study.own_text_facts import overlap_factor
 from calib_study.records import Record, to_frame
 from calib_study.schedule_tables import changes, stratified_interval
 from calib_study.statistics import Floats, Interval, SameSourceNull, check_level, finite_array, same_source_null
-from calib_study.verdicts import SMALLEST_EFFECT, Judgement, Verdict, sources_differ, text_of
+from calib_study.verdicts import SMALLEST_EFFECT, Judgement, Verdict, for_all, sources_differ, text_of
 
 AGAINST = ("mean of real texts", "best real text", "its prefix source")
 LIMITS = ["mean", "low", "high", "low90", "high90"]
@@ -96,13 +96,6 @@ def gains(wide: Interval, narrow: Interval) -> Verdict:
     if wide.high < -SMALLEST_EFFECT:
         return "supported"
     return "not supported" if narrow.low > -SMALLEST_EFFECT else "inconclusive"
-
-
-def for_all(verdicts: Sequence[Verdict]) -> Verdict:
-    """Return the verdict on "it holds in every case": not supported if in one it is not, supported if in all it is."""
-    if "not supported" in verdicts:
-        return "not supported"
-    return "supported" if verdicts and set(verdicts) == {"supported"} else "inconclusive"
 
 
 # --- names ------------------------------------------------------------------------------------------------

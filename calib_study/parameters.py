@@ -25,6 +25,7 @@ from calib_study.grids import (
     OneSize,
     OneSparsity,
     Parameters,
+    Readers,
     Schedules,
     Scored,
     Sizes,
@@ -36,7 +37,7 @@ from calib_study.manifests import EndOfText
 from calib_study.model_files import resolve_model
 from calib_study.paths import root
 from calib_study.sources import resolve_source
-from calib_study.specs import RunSpec, problem, problem_lines
+from calib_study.specs import RunSpec, passing, problem, problem_lines
 from calib_study.synthesis import SynthesisJob
 
 # Names that a notebook's kernel, or papermill, puts beside the parameters.
@@ -144,15 +145,6 @@ class ScheduleCosts(Grid, OneSize, OneSparsity, Schedules):
         return methods
 
 
-def _readers(methods: list[str]) -> list[str]:
-    """In a validator, report methods of which none reads text, or some of which do not, as a problem."""
-    if not methods:
-        raise problem("at least one is needed, for example 'wanda'.")
-    if plain := [name for name in methods if not reads_text(name)]:
-        raise problem(f"this chapter compares calibration texts; {', '.join(plain)} reads none.")
-    return methods
-
-
 class SparsityScaling(Diverging, OneSize, OneSchedule, Levels):
     """Parameters of 02_sparsity_scaling: sources x methods x seeds at several sparsities and in several patterns."""
 
@@ -171,22 +163,12 @@ class SparsityScaling(Diverging, OneSize, OneSchedule, Levels):
         return levels
 
 
-class Amount(Diverging, Sizes, OneSchedule, OneSparsity):
+class Amount(Diverging, Sizes, OneSchedule, OneSparsity, Readers):
     """Parameters of 03_amount: sources x methods x numbers of windows x seeds, and lengths of windows."""
 
-    @field_validator("methods")
-    @classmethod
-    def _all_read_text(cls, methods: list[str]) -> list[str]:
-        return _readers(methods)
 
-
-class Packing(Diverging, Cuts, OneSchedule, OneSparsity):
+class Packing(Diverging, Cuts, OneSchedule, OneSparsity, Readers):
     """Parameters of 04_packing: sources x methods x ways to cut windows x seeds."""
-
-    @field_validator("methods")
-    @classmethod
-    def _all_read_text(cls, methods: list[str]) -> list[str]:
-        return _readers(methods)
 
 
 class OwnText(Parameters):
@@ -216,7 +198,7 @@ class OwnText(Parameters):
         )
 
 
-class SelfGeneration(Tasked, OwnText, OneSize, OneSchedule, OneSparsity):
+class SelfGeneration(Tasked, OwnText, OneSize, OneSchedule, OneSparsity, Readers):
     """Parameters of 05_self_generation: real texts and the model's own, written after tokens of several sources.
 
     `jobs` must have been run before `specs` is called.
@@ -225,11 +207,6 @@ class SelfGeneration(Tasked, OwnText, OneSize, OneSchedule, OneSparsity):
     prefix_sources: Annotated[list[Source], Field(min_length=1), EachOnce]
     prefix_lens: Annotated[list[Annotated[int, Field(ge=0)]], EachOnce]
     added_sources: Annotated[list[Source], EachOnce]
-
-    @field_validator("methods")
-    @classmethod
-    def _all_read_text(cls, methods: list[str]) -> list[str]:
-        return _readers(methods)
 
     @field_validator("prefix_sources")
     @classmethod
@@ -280,7 +257,7 @@ class SelfGeneration(Tasked, OwnText, OneSize, OneSchedule, OneSparsity):
         return list(dict.fromkeys(spec for part in parts for spec in Grid.specs(self.model_copy(update=part))))
 
 
-class Filtering(Diverging, OwnText, OneSize, OneSchedule, OneSparsity):
+class Filtering(Diverging, OwnText, OneSize, OneSchedule, OneSparsity, Readers):
     """Parameters of 06_filtering: text that the model wrote after tokens of `sources`, and what filters leave of it.
 
     `jobs`, then `filters`, must have been run before `specs` is called.
@@ -288,7 +265,7 @@ class Filtering(Diverging, OwnText, OneSize, OneSchedule, OneSparsity):
 
     drops: Annotated[list[Annotated[float, Field(gt=0, lt=100)]], Field(min_length=1), EachOnce]
     ends: Annotated[list[Literal["top", "bottom", "random"]], Field(min_length=1), EachOnce]
-    scorer: str
+    scorer: Annotated[str, passing(lambda name: name and resolve_model(name))]  # "": the model itself
 
     @field_validator("sources")
     @classmethod
@@ -297,27 +274,12 @@ class Filtering(Diverging, OwnText, OneSize, OneSchedule, OneSparsity):
             raise problem(f"name at least one text that the model continues; {RANDOM!r} is none.")
         return sources
 
-    @field_validator("methods")
-    @classmethod
-    def _all_read_text(cls, methods: list[str]) -> list[str]:
-        return _readers(methods)
-
     @field_validator("ends")
     @classmethod
     def _with_control(cls, ends: list[str]) -> list[str]:
         if "random" not in ends or len(ends) < 2:
             raise problem("'random' is the control, and at least one other end is compared with it.")
         return ends
-
-    @field_validator("scorer")
-    @classmethod
-    def _a_model(cls, name: str) -> str:
-        if name:
-            try:
-                resolve_model(name)
-            except InputError as error:
-                raise problem(str(error)) from error
-        return name
 
     def jobs(self) -> list[SynthesisJob]:
         """Return the job that writes the text for each of the sources."""

@@ -9,12 +9,10 @@ from itertools import product
 from typing import Any
 
 from calib_study.errors import InputError
-from calib_study.export import dtype_on
-from calib_study.grids import Grid, Scored, parse_method
+from calib_study.grids import Grid, Scored
 from calib_study.notebooks import notebooks_dir, parameter_defaults, profile_names, profile_parameters
 from calib_study.parameters import CROSSED, SCHEMAS, DataSources, Filtering, Measuring, OwnText, SelfGeneration
-from calib_study.records import default_owl
-from calib_study.specs import Evaluation, RunSpec, make_spec
+from calib_study.specs import Evaluation, RunSpec
 
 PAPER = "paper"
 
@@ -113,16 +111,5 @@ def _filter_grids(cfg: Filtering) -> list[tuple[Grid, int | None]]:
 def _runs(grid: Grid) -> list[RunSpec]:
     """Return the runs of one grid, as `Grid.specs` does, without asking what the texts and the model hold."""
     measured = {name: value for name, value in grid.measured().items() if value not in (False, ())}
-    common: dict[str, Any] = {
-        "model": grid.model,
-        "dtype": dtype_on(grid.device, grid.dtype),
-        "evaluation": Evaluation(sources=tuple(grid.eval_sources), **measured),
-    }
-    found = [make_spec(method="dense", sparsity=0, **common)]
-    for seed, setting, source, name in product(range(grid.n_seeds), grid.settings(), grid.sources, grid.methods):
-        if grid.includes(name, setting):
-            method, owl = parse_method(name)
-            allocation = default_owl(setting["pattern"]) if owl else None
-            cell: dict[str, Any] = {"method": method, "source": source, "seed": seed, "allocation": allocation}
-            found.append(make_spec(**cell, **setting, **common))
-    return found
+    evaluation = Evaluation(sources=tuple(grid.eval_sources), **measured)
+    return grid.runs(evaluation, dict.fromkeys(grid.sources), model=grid.model)

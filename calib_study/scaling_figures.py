@@ -41,7 +41,7 @@ FLOORS = ("magnitude", "random")
 def fig_damage_by_level(runs: pd.DataFrame, method: str) -> Figure:
     """Return the mean damage with each text at each level, with magnitude and the random mask for scale.
 
-    runs: from `scaling_levels.level_runs`. One panel for sparsities, one for each sparsity with several patterns.
+    runs: from `frames.scored_runs`. One panel for sparsities, one for each sparsity with several patterns.
     """
     here = runs[runs["method"] == method]
     need_rows(here, "fig_damage_by_level")
@@ -162,7 +162,7 @@ def fig_against_magnitude(runs: pd.DataFrame, against: pd.DataFrame) -> Figure:
     """Return the mean damage with each text in multiples of magnitude's, for each method at each level.
 
     Args:
-        runs: from `scaling_levels.level_runs`. against: from `scaling_tables.magnitude_table`, one row each.
+        runs: from `frames.scored_runs`. against: from `scaling_tables.magnitude_table`, one row each.
     """
     need_rows(against, "fig_against_magnitude")
     marks = source_marks(sorted(unique(runs["source"].dropna())))

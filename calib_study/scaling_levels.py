@@ -1,7 +1,7 @@
 """How far calibration texts lie apart at each level of pruning, and how that grows from level to level.
 
-A *level* is a sparsity and a pattern. Tables of runs come from `level_runs`; a method that reads text has a source in
-them, magnitude and the random mask have none. Trends are those of `text_spread`, in which draws do not count.
+A *level* is a sparsity and a pattern. Tables of runs come from `frames.scored_runs`; a method that reads text has a
+source in them, magnitude and the random mask have none. Trends are those of `text_spread`, in which draws do not count.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from calib_study.errors import InputError
-from calib_study.frames import FLOOR_SOURCE, cells, damage_table
+from calib_study.frames import cells
 from calib_study.methods import Pattern
 from calib_study.resampling import jackknife_variance
 from calib_study.statistics import Floats, Interval, finite_array, same_source_null
@@ -42,18 +42,6 @@ class Layout:
 
 
 # --- runs and levels --------------------------------------------------------------------------------------
-
-
-def level_runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per pruned run with its damage and, as a mean over held-out texts, its Jensen-Shannon divergence.
-
-    Runs calibrated with random tokens are left out: these are no text. Columns: those of `frames.damage_table` and
-    jensen_shannon (nats per token; NaN if it was not measured).
-    """
-    table = damage_table(frame)
-    divergence = frame[frame["metric"] == "jensen_shannon"].groupby("run_id")["value"].mean()
-    table["jensen_shannon"] = table["run_id"].map(divergence)
-    return table[table["source"] != FLOOR_SOURCE].reset_index(drop=True)
 
 
 def level_label(sparsity: float, pattern: str) -> str:

@@ -1,6 +1,6 @@
 """What holds at every level of pruning: texts against magnitude, methods against each other, the best text; verdicts.
 
-Tables of runs come from `scaling_levels.level_runs`. A *cell* is a method that reads text at a level.
+Tables of runs come from `frames.scored_runs`. A *cell* is a method that reads text at a level.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from calib_study.frames import scored_runs
 from calib_study.inference import kendalls_w
 from calib_study.records import Record, to_frame
 from calib_study.scaling_levels import (
@@ -21,11 +22,10 @@ from calib_study.scaling_levels import (
     growth_table,
     layouts,
     level_label,
-    level_runs,
 )
 from calib_study.schedule_tables import apart
 from calib_study.statistics import Floats, Interval, finite_array
-from calib_study.verdicts import SIGNIFICANCE, SMALLEST_EFFECT, Judgement, Verdict, text_of
+from calib_study.verdicts import SIGNIFICANCE, SMALLEST_EFFECT, Judgement, Verdict, for_all, text_of
 
 
 class Asked(Protocol):
@@ -187,7 +187,7 @@ def _rank_correlations(values: Floats) -> tuple[float, float]:
 
 def judge(cfg: Asked, records: Sequence[Record]) -> list[Judgement]:
     """Return what the records of the chapter say of claims J1, J2, J4, J12 (its first half) and W2."""
-    runs = level_runs(to_frame(records))
+    runs = scored_runs(to_frame(records))
     gaps, growth = gap_table(runs), growth_table(runs, cfg.first_reader)
     first = gaps[gaps["method"] == cfg.first_reader]
     trends = [
@@ -200,13 +200,6 @@ def judge(cfg: Asked, records: Sequence[Record]) -> list[Judgement]:
         Judgement("J12", *_of_methods(compared(gaps), agreement_table(runs)), "fig-gap-by-method"),
         Judgement("W2", *_of_the_best(place_table(runs)), "fig-text-places"),
     ]
-
-
-def all_of(verdicts: Sequence[Verdict]) -> Verdict:
-    """Return whether all of several claims hold: "supported" if each is, "not supported" if one is not."""
-    if "not supported" in verdicts:
-        return "not supported"
-    return "supported" if verdicts and set(verdicts) == {"supported"} else "inconclusive"
 
 
 def _of_trend(growth: pd.DataFrame, gaps: pd.DataFrame) -> tuple[str, Verdict]:
@@ -226,7 +219,7 @@ def _of_trend(growth: pd.DataFrame, gaps: pd.DataFrame) -> tuple[str, Verdict]:
             + "; at ".join(ends)
         )
     verdicts = [cast(Verdict, word) for word in whole["verdict"]]
-    return "; ".join(said) or "no two levels that differ in this alone", all_of(verdicts)
+    return "; ".join(said) or "no two levels that differ in this alone", for_all(verdicts)
 
 
 def _of_magnitude(table: pd.DataFrame) -> tuple[str, Verdict]:
@@ -256,7 +249,7 @@ def _of_methods(gaps: pd.DataFrame, agreement: pd.DataFrame) -> tuple[str, Verdi
         f"cells of method and level, largest p = {gaps['p_value'].max():.2g}; agreement of the methods on the order: "
         + ", ".join(f"W = {row['w']:.2f} at {row['at']}" for row in orders)
     )
-    return said, all_of([cast(Verdict, word) for word in gaps["differ"]])
+    return said, for_all([cast(Verdict, word) for word in gaps["differ"]])
 
 
 def _of_the_best(places: pd.DataFrame) -> tuple[str, Verdict]:

@@ -56,6 +56,13 @@ def at_least(difference: Interval) -> Verdict:
     return "not supported" if difference.high < 0 else "inconclusive"
 
 
+def for_all(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the verdict on "it holds in every case": not supported if in one it is not, supported if in all it is."""
+    if "not supported" in verdicts:
+        return "not supported"
+    return "supported" if verdicts and set(verdicts) == {"supported"} else "inconclusive"
+
+
 def text_of(interval: Interval, digits: int = 3) -> str:
     """Return an interval as "0.123 [0.100, 0.146]", or the estimate alone if it has no limits.
 

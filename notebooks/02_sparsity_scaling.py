@@ -90,11 +90,20 @@ from calib_study.parameters import check
 cfg = check("02_sparsity_scaling", globals())
 
 # %% tags=["hide-input"]
-from calib_study import figure_style, scaling_figures, scaling_levels, scaling_tables, study, verdicts, verification
+from calib_study import (
+    figure_style,
+    frames,
+    scaling_figures,
+    scaling_levels,
+    scaling_tables,
+    study,
+    verdicts,
+    verification,
+)
 from calib_study.records import to_frame
 
 records = study.run_grid(cfg.specs(), model=cfg.model, device=cfg.device)
-runs = scaling_levels.level_runs(to_frame(records))
+runs = frames.scored_runs(to_frame(records))
 first = cfg.first_reader
 gaps = scaling_levels.gap_table(runs)
 assert runs["damage"].gt(0).all(), "a pruned model is better than the dense one"

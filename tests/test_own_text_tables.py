@@ -13,7 +13,7 @@ from scipy import stats
 from calib_study import own_text_tables, study
 from calib_study.errors import InputError
 from calib_study.own_text_facts import overlap_factor
-from calib_study.own_text_tables import contrast_interval, for_all, gains, no_worse
+from calib_study.own_text_tables import contrast_interval, gains, no_worse
 from calib_study.parameters import validate
 from calib_study.schedule_tables import stratified_interval
 from calib_study.statistics import Interval
@@ -159,13 +159,6 @@ def test_no_worse_at_its_edges(low: float | None, high: float | None, verdict: s
 )
 def test_gains_at_their_edges(wide: Any, narrow: Any, verdict: str) -> None:
     assert gains(Interval(0.0, *wide, 3), Interval(0.0, *narrow, 3)) == verdict
-
-
-def test_every_case_counts() -> None:
-    assert for_all(["supported", "supported"]) == "supported"
-    assert for_all(["supported", "inconclusive"]) == "inconclusive"
-    assert for_all(["inconclusive", "not supported"]) == "not supported"
-    assert for_all([]) == "inconclusive"
 
 
 # --- tables -------------------------------------------------------------------------------------------------

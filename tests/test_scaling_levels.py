@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 from calib_study.errors import InputError
+from calib_study.frames import scored_runs
 from calib_study.scaling_levels import (
     chains,
     compared,
@@ -18,7 +19,6 @@ from calib_study.scaling_levels import (
     grows,
     growth_table,
     layouts,
-    level_runs,
     levels_of,
     spread_change,
     text_spread,
@@ -71,7 +71,7 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
 
 def test_runs_have_damage_and_divergence_and_no_random_tokens() -> None:
     table = runs(texts={**TEXTS, "random": 2.0})
-    found = level_runs(tidy(table))
+    found = scored_runs(tidy(table))
     expected = table[table["source"] != "random"]
     assert_allclose(found["damage"], expected["damage"])
     assert_allclose(found["jensen_shannon"], 0.1 * expected["damage"])

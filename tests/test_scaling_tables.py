@@ -1,7 +1,6 @@
 """What holds at every level: magnitude, the best text and agreement by hand, and the verdicts of the chapter."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,6 @@ from test_scaling_levels import LEVELS, TEXTS, runs, tidy
 from calib_study import scaling_tables
 from calib_study.scaling_tables import (
     agreement_table,
-    all_of,
     best_everywhere,
     candidates,
     judge,
@@ -159,19 +157,6 @@ def test_agreement_is_of_different_draws() -> None:
 
 
 # --- verdicts -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "whole"),
-    [
-        (["supported", "supported"], "supported"),
-        (["supported", "inconclusive"], "inconclusive"),
-        (["inconclusive", "not supported"], "not supported"),
-        ([], "inconclusive"),
-    ],
-)
-def test_a_claim_about_several_cases_must_hold_in_all(verdicts: Any, whole: str) -> None:
-    assert all_of(verdicts) == whole
 
 
 def judged(table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, first: str = "wanda") -> dict[str, Judgement]:

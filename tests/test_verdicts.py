@@ -1,10 +1,12 @@
 """Verdicts by hand: each word, and each edge between two."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from calib_study.statistics import Interval, SameSourceNull, mean_interval
-from calib_study.verdicts import SMALLEST_EFFECT, at_least, sources_differ, text_of
+from calib_study.verdicts import SMALLEST_EFFECT, at_least, for_all, sources_differ, text_of
 
 
 def null(p_value: float, null_q95: float) -> SameSourceNull:
@@ -63,3 +65,16 @@ def test_text_of() -> None:
     assert text_of(Interval(0.1234, 0.1, 0.1468, 5)) == "0.123 [0.100, 0.147]"
     assert text_of(Interval(-2.0, -3.0, -1.0, 5), digits=1) == "-2.0 [-3.0, -1.0]"
     assert text_of(Interval(0.5, None, None, 1)) == "0.500"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "whole"),
+    [
+        (["supported", "supported"], "supported"),
+        (["supported", "inconclusive"], "inconclusive"),
+        (["inconclusive", "not supported"], "not supported"),
+        ([], "inconclusive"),
+    ],
+)
+def test_a_claim_about_several_cases_must_hold_in_all(verdicts: Any, whole: str) -> None:
+    assert for_all(verdicts) == whole
