@@ -15,6 +15,7 @@ import torch
 from tiny_study import tiny_model_directory, tiny_source
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from calib_study import generated
 from calib_study.model_files import resolve_model
 from calib_study.study import Laboratory
 
@@ -46,8 +47,9 @@ def smollm() -> Laboratory:
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache folder for one test."""
+    """An empty cache folder for one test, to which no generated source is published."""
     monkeypatch.setenv("CALIB_STUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(generated, "published_home", lambda: tmp_path / "published")
     yield tmp_path / "cache"
 
 
