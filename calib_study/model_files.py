@@ -1,4 +1,4 @@
-"""Which model is meant by a name, found without loading it: packaged, a directory, a GGUF file, or a hub id.
+"""Which model is meant by a name, found without loading it: packaged, glass-box, a directory, a GGUF file, or a hub id.
 
 Everything that can be wrong with a model (unknown, no safetensors, remote code, too short a context) is
 found here, before the slow libraries are imported.
@@ -16,6 +16,7 @@ from typing import Any, Literal
 from calib_study import fetch, paths
 from calib_study.catalogue import PackagedModel, load_catalogue
 from calib_study.errors import DataError, InputError, unknown
+from calib_study.glassbox import RECIPES, glassbox_folder
 
 Kind = Literal["packaged", "directory", "gguf", "hub"]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -67,6 +68,8 @@ def resolve_model(name: str, *, remote_code: bool = False) -> ModelRef:
     packaged = load_catalogue().models
     if name in packaged:
         return _packaged(packaged[name])
+    if name in RECIPES:
+        return _glassbox(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return _directory(path, remote_code)
@@ -78,7 +81,14 @@ def resolve_model(name: str, *, remote_code: bool = False) -> ModelRef:
         return _hub(name, remote_code)
     if os.sep in name or path.suffix:
         raise InputError(f"model {name!r}: no such directory or file.")
-    raise unknown("model", name, packaged)
+    raise unknown("model", name, [*packaged, *RECIPES])
+
+
+def _glassbox(name: str) -> ModelRef:
+    folder = glassbox_folder(name)
+    if folder is None:
+        raise DataError(f"model {name} is not part of this checkout. To train it: calib-study train-glassbox {name}")
+    return _directory(folder, remote_code=False)
 
 
 def _packaged(model: PackagedModel) -> ModelRef:

@@ -7,11 +7,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from calib_study.errors import InputError
-from calib_study.generated import generated_folder
 from calib_study.mixtures import parse_mixture
 from calib_study.model_files import ModelRef
 from calib_study.paths import check_writable
-from calib_study.sources import NOT_FOR_EVALUATION, resolve_source, source_hash
+from calib_study.sources import only_for_calibration, resolve_source, source_hash
 from calib_study.specs import Evaluation, RunSpec, problem_lines
 from calib_study.task_data import check_tasks
 
@@ -94,8 +93,8 @@ def check_evaluation_source(source: str) -> None:
         raise InputError(f"{source!r} is a mixture, which can serve for calibration, not for evaluation.")
     if source == "random":
         raise InputError("'random' has no text to be scored on; evaluate on a text source.")
-    if generated_folder(resolve_source(source)):
-        raise InputError(f"{source!r}: {NOT_FOR_EVALUATION}")
+    if refusal := only_for_calibration(resolve_source(source)):
+        raise InputError(f"{source!r}: {refusal}")
 
 
 def check_new_directory(path: Path) -> None:

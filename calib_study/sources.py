@@ -4,6 +4,9 @@ A source is named by the catalogue ("c4"), is a data set of the hub ("hub:c4"), 
 text, or was given to `register_source`. All are cleaned and split by the same rules. The split depends on the
 text of a document alone, which is therefore on the same side in whatever source it stands. Text that a model wrote
 (`calib_study.generated`) is a source too, but has no held-out part.
+
+The calibration part is itself split in two, named "chat@seen" and "chat@unseen": what the glass-box models
+(`calib_study.glassbox`) are trained on, and what they never saw. Each calibrates as a source of its own.
 """
 
 import hashlib
@@ -28,7 +31,10 @@ Part = Literal["calibration", "held_out"]
 HubLoader = Callable[..., Iterable[Mapping[str, Any]]]  # called as `datasets.load_dataset` is
 HELD_OUT_ONE_IN = 4  # documents, by hash
 HUB = "hub:"
+UNSEEN_ONE_IN = 4  # documents of the calibration part, by another part of the hash
+VIEWS = ("seen", "unseen")
 NOT_FOR_EVALUATION = "its text was generated, which can serve for calibration, not for evaluation."
+VIEW_NOT_FOR_EVALUATION = "a part of the calibration text, seen or unseen, cannot serve for evaluation."
 _BROKEN = re.compile("[\ufffd\ud800-\udfff]")  # lost in decoding; half of a surrogate pair
 
 
@@ -80,7 +86,7 @@ def hub_names() -> list[str]:
 def resolve_source(name_or_path: str) -> str:
     """Return the name of a source as it is, or its path made absolute, checked to be there.
 
-    A mixture, such as "c4:0.7,code:0.3", comes back with its weights summing to 1.
+    A mixture, such as "c4:0.7,code:0.3", comes back with its weights summing to 1. "chat@seen" is a part of "chat".
     Fast: it reads no archive and no text. Raises InputError with near matches, or saying what a path must be.
     """
     if name_or_path in source_names() or name_or_path in hub_names():
@@ -89,6 +95,8 @@ def resolve_source(name_or_path: str) -> str:
         return mixture_name(tuple((resolve_source(name), share) for name, share in parts))
     if name_or_path.startswith(SELFGEN) and generated_folder(name_or_path):
         return name_or_path
+    if viewed := parse_view(name_or_path):
+        return _resolve_view(*viewed)
     path = Path(name_or_path).expanduser()
     if name_or_path.startswith(HUB):
         raise unknown("hub data set", name_or_path, hub_names())
@@ -107,6 +115,23 @@ def resolve_source(name_or_path: str) -> str:
     return str(path.resolve())
 
 
+def parse_view(name: str) -> tuple[str, str] | None:
+    """Return (source, "seen" or "unseen") for "SOURCE@seen" or "SOURCE@unseen"; None for any other name.
+
+    >>> parse_view("chat@seen"), parse_view("chat"), parse_view("me@home")
+    (('chat', 'seen'), None, None)
+    """
+    source, _, view = name.rpartition("@")
+    return (source, view) if source and view in VIEWS else None
+
+
+def _resolve_view(source: str, view: str) -> str:
+    name = resolve_source(source)
+    if name == RANDOM or parse_mixture(name) or parse_view(name) or generated_folder(name):
+        raise InputError(f"source '{source}@{view}': only real text has a part that models were trained on.")
+    return f"{name}@{view}"
+
+
 def load_source(name_or_path: str) -> Source:
     """Return a source with all its documents.
 
@@ -118,6 +143,12 @@ def load_source(name_or_path: str) -> Source:
     minimum = 1
     if parse_mixture(name):
         raise InputError(f"source {name!r} is a mixture, which can serve for calibration, not for evaluation.")
+    if viewed := parse_view(name):
+        whole = load_source(viewed[0])
+        chosen = [text for text in split_documents(whole.documents)[0] if is_unseen(text) == (viewed[1] == "unseen")]
+        if not chosen:
+            raise InputError(f"source {name!r} has no documents: the calibration part of {viewed[0]!r} is too small.")
+        return Source(name, f"{whole.summary}; the {viewed[1]} part", whole.licence, tuple(chosen))
     if name == RANDOM:
         raise InputError(
             "source 'random' has no documents: its windows are token ids drawn from the seed. "
@@ -147,15 +178,15 @@ def load_source(name_or_path: str) -> Source:
 def load_documents(name_or_path: str, part: Part) -> tuple[str, ...]:
     """Return the documents of one part of a source, in canonical order, none of which is in the other part.
 
-    Args: part: "calibration" (3 of 4 documents, all of generated text) or "held_out" (1 of 4).
+    Args: part: "calibration" (3 of 4 documents, all of generated text and of "chat@seen") or "held_out" (1 of 4).
     Raises: as `load_source`; InputError too if the part is empty.
     """
     if part not in ("calibration", "held_out"):
         raise unknown("part", part, ("calibration", "held_out"))
     documents = load_source(name_or_path).documents
-    if generated_folder(resolve_source(name_or_path)):
+    if refusal := only_for_calibration(resolve_source(name_or_path)):
         if part == "held_out":
-            raise InputError(f"source {name_or_path!r}: {NOT_FOR_EVALUATION}")
+            raise InputError(f"source {name_or_path!r}: {refusal}")
         return documents
     calibration, held_out = split_documents(documents)
     assert_disjoint(calibration, held_out)
@@ -169,6 +200,13 @@ def load_documents(name_or_path: str, part: Part) -> tuple[str, ...]:
     return chosen
 
 
+def only_for_calibration(name: str) -> str | None:
+    """Return why a source, whose name is resolved, has no held-out part; None if it has one."""
+    if parse_view(name):
+        return VIEW_NOT_FOR_EVALUATION
+    return NOT_FOR_EVALUATION if generated_folder(name) else None
+
+
 def source_hash(name_or_path: str) -> str | None:
     """Return the content hash of a source that the catalogue does not pin, or None for those that it does.
 
@@ -178,7 +216,8 @@ def source_hash(name_or_path: str) -> str | None:
     if parts := parse_mixture(name):
         hashes = [source_hash(part) for part, _ in parts]
         return content_hash(digest or "" for digest in hashes) if any(hashes) else None
-    return None if name in load_catalogue().sources else content_hash(load_source(name).documents)
+    base, _ = parse_view(name) or (name, "")
+    return None if base in load_catalogue().sources else content_hash(load_source(name).documents)
 
 
 def content_hash(documents: Iterable[str]) -> str:
@@ -224,6 +263,15 @@ def is_held_out(document: str) -> bool:
     """
     digest = hashlib.sha256(normalised(document).encode()).hexdigest()
     return int(digest[:8], 16) % HELD_OUT_ONE_IN == 0
+
+
+def is_unseen(document: str) -> bool:
+    """Whether the glass-box models were not trained on a document of the calibration part.
+
+    The second 32 bits of the hash of `is_held_out` are a multiple of 4.
+    """
+    digest = hashlib.sha256(normalised(document).encode()).hexdigest()
+    return int(digest[8:16], 16) % UNSEEN_ONE_IN == 0
 
 
 def split_documents(documents: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
