@@ -10,7 +10,7 @@ from typing import Any
 import click
 import yaml
 
-from calib_study import __version__, cli_lists, cli_synthesis, paths
+from calib_study import __version__, cli_glassbox, cli_lists, cli_synthesis, paths
 from calib_study.cli_options import device_option, dtype_option, model_option, remote_code_option
 from calib_study.errors import InputError, StudyError, unknown
 from calib_study.yaml_values import read_yaml
@@ -33,7 +33,7 @@ def app() -> None:
     """Which calibration text decides what pruning does to a language model? Fetch, prune, measure, read."""
 
 
-for command in (cli_lists.list_, cli_synthesis.synthesize, cli_synthesis.filter_):
+for command in (cli_lists.list_, cli_synthesis.synthesize, cli_synthesis.filter_, cli_glassbox.train_glassbox):
     app.add_command(command)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from transformers import (
 from calib_study import paths
 from calib_study.environment import describe_environment
 from calib_study.errors import DataError, InputError
-from calib_study.glassbox import REPORT, Recipe, glassbox_recipe, trained_glassbox
+from calib_study.glassbox import REPORT, Recipe, glassbox_recipe, published_glassbox, trained_glassbox
 from calib_study.glassbox_reports import Curve, Report, read_report
 from calib_study.matmul import select_float32_matmul
 from calib_study.model_files import resolve_model
@@ -39,8 +39,8 @@ from calib_study.sources import load_documents
 from calib_study.windows import SEPARATOR, Tokens, draw_windows, separator_id, tokenized
 
 CHECKPOINT = "checkpoint.pt"
-CHECKPOINT_STEPS = 25  # between two checkpoints
-CURVE_STEPS = 25  # between two points of a curve
+CHECKPOINT_STEPS = 100  # between two checkpoints
+CURVE_STEPS = 100  # between two points of a curve
 HELD_OUT_WINDOWS = 16  # of each corpus
 BETAS = (0.9, 0.95)
 LOWEST_RATE = 0.1  # of the learning rate's peak, at the end
@@ -127,7 +127,7 @@ class GlassboxJob:
     device: str = "cpu"
 
     @classmethod
-    def checked(cls, name: str, *, recipe: Recipe | None = None, out: Path | None = None, device: str = "cpu") -> Any:
+    def checked(cls, name: str, *, recipe: Recipe | None = None, out: Path | None = None, device: str = "cpu") -> Self:
         """Return a job after checking all that can be wrong with it; a recipe of one's own needs `out`."""
         check_device(device)
         if recipe is None:
@@ -216,6 +216,23 @@ class GlassboxJob:
             part.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
         return report
+
+
+def compared(name: str, report: Report) -> list[str]:
+    """Return a line on how a trained model compares with the project's of that name; none if there is none.
+
+    The same machine gives the same weights; another may round otherwise, and end at a slightly other perplexity.
+    """
+    folder = published_glassbox() / name
+    if not (folder / REPORT).is_file():
+        return []
+    theirs = read_report(folder)
+    if theirs.recipe != report.recipe:
+        return []
+    if theirs.weights_sha256 == report.weights_sha256:
+        return ["its weights equal those of the project to the last bit"]
+    largest = max(abs(math.log(report.perplexity[name] / value)) for name, value in theirs.perplexity.items())
+    return [f"its weights differ from those of the project; perplexities by {math.expm1(largest):.2%} at most"]
 
 
 def _curve(points: dict[str, list[float]]) -> Curve:

@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_study import tiny_source
 
 from calib_study import sources
 from calib_study.catalogue import HubEntry, load_catalogue
 from calib_study.errors import DataError, InputError
+from calib_study.preflight import check_evaluation_source
 from calib_study.sources import (
     assert_disjoint,
     clean,
     content_hash,
     hub_documents,
     is_held_out,
+    is_unseen,
     load_documents,
     load_source,
     normalised,
@@ -277,3 +280,41 @@ def test_no_calibration_document_of_any_source_is_held_out_in_another() -> None:
     names = [name for name in load_catalogue().sources if name != "random"]
     everything = [text for name in names for text in load_source(name).documents]
     assert_disjoint(*split_documents(everything))
+
+
+def test_the_seen_and_the_unseen_part_make_up_the_calibration_part(tmp_path: Path) -> None:
+    file = tiny_source(tmp_path / "own.txt")
+    whole = load_documents(str(file), "calibration")
+    seen, unseen = (load_documents(f"{file}@{view}", "calibration") for view in ("seen", "unseen"))
+    assert seen == tuple(text for text in whole if not is_unseen(text))
+    assert unseen == tuple(text for text in whole if is_unseen(text))
+    # 45 documents or so, of which about one in four is unseen
+    assert 0 < len(unseen) < len(seen) < len(whole)
+    hashes = {source_hash(name) for name in (str(file), f"{file}@seen", f"{file}@unseen")}
+    assert len(hashes) == 3 and None not in hashes
+    assert source_hash("chat@seen") is None
+    assert load_source(f"{file}@seen").summary == "text of your own; the seen part"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("chatt@seen", "unknown source 'chatt'. Did you mean 'chat'"),
+        ("random@seen", "only real text has a part that models were trained on"),
+        ("c4:1,code:1@seen", "only real text has a part"),
+        ("chat@seen@seen", "only real text has a part"),
+        ("chat@sene", "unknown source 'chat@sene'"),
+    ],
+)
+def test_parts_of_nothing_are_refused(name: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        resolve_source(name)
+    assert said in str(caught.value)
+
+
+def test_a_part_of_the_calibration_text_is_never_held_out() -> None:
+    with pytest.raises(InputError, match="a part of the calibration text, seen or unseen"):
+        load_documents("french@seen", "held_out")
+    with pytest.raises(InputError, match="a part of the calibration text, seen or unseen"):
+        check_evaluation_source("french@unseen")
+    assert resolve_source("chat@seen:3,math@unseen:1") == "chat@seen:0.75,math@unseen:0.25"
