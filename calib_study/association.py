@@ -35,6 +35,38 @@ def mean_rank_correlation(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> In
     return mean_interval(_correlation(stats.rankdata(x, axis=2), stats.rankdata(y, axis=2)).mean(axis=1), level)
 
 
+def rank_correlation(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Interval:
+    """Return Spearman's rho over objects, with an interval for other objects of the kind.
+
+    artanh(rho) is taken as normal with variance 1.06 / (n - 3), and rho held half a step of its scale below 1.
+    Coverage for two normal variables correlated 0, 0.5 and 0.8, in the tests: 0.93 to 0.96 with 8 or 12 objects.
+    Source: Fieller, Hartley & Pearson (1957), Biometrika 44.
+
+    Args:
+        a, b: (n_objects,), at least 4; here objects are calibration texts.
+    Raises InputError for shapes that differ, fewer than 4 objects, or a measure that is constant.
+
+    >>> rank_correlation([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0]).mean
+    0.8
+    """
+    x = finite_array(a, 1, "rank_correlation", "(n_objects,)")
+    y = finite_array(b, 1, "rank_correlation", "(n_objects,)")
+    n = len(x)
+    if x.shape != y.shape or n < 4:
+        raise InputError(
+            f"rank_correlation needs two alike shapes with 4 objects or more, got {x.shape} and {y.shape}."
+        )
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        raise InputError("rank_correlation: a measure is the same for all objects, which have no rank order then.")
+    check_level(level)
+    rho = float(_correlation(stats.rankdata(x)[None], stats.rankdata(y)[None])[0])
+    most = 1 - 6 / (n * (n * n - 1))
+    half = float(stats.norm.ppf((1 + level) / 2)) * np.sqrt(1.06 / (n - 3))
+    centre = np.arctanh(np.clip(rho, -most, most))
+    low, high = (float(np.tanh(centre + side * half)) for side in (-1, 1))
+    return Interval(round(rho, 12), min(low, rho), max(high, rho), n)
+
+
 def partial_rank_correlation(
     a: ArrayLike,
     b: ArrayLike,

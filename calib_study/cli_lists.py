@@ -67,6 +67,15 @@ def _list_records() -> list[tuple[str, str]]:
     return [(record.run_id, f"{record.spec.model}: {record.spec.title}") for record in records]
 
 
+def _list_measurements() -> list[tuple[str, str]]:
+    from calib_study.measurements import MeasurementStore
+
+    found, problems = MeasurementStore.default().scan()
+    for problem in problems:
+        click.echo(f"not readable: {problem}", err=True)
+    return [(one.key, f"{one.request.model}: {one.request.title}") for one in found]
+
+
 LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "sources": _list_sources,
     "models": _list_models,
@@ -75,13 +84,14 @@ LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "notebooks": _list_notebooks,
     "profiles": _list_profiles,
     "records": _list_records,
+    "measurements": _list_measurements,
 }
 
 
 @click.command("list")
 @click.argument("what")
 def list_(what: str) -> None:
-    """List sources, models, methods, tasks, notebooks, profiles or records."""
+    """List sources, models, methods, tasks, notebooks, profiles, records or measurements."""
     if what not in LISTS:
         raise unknown("list", what, LISTS)
     rows = LISTS[what]()

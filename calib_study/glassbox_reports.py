@@ -5,10 +5,12 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from calib_study.errors import DataError
+from calib_study.errors import DataError, InputError
 from calib_study.glassbox import REPORT, Recipe
-from calib_study.records import Environment, Part
+from calib_study.model_files import resolve_model
+from calib_study.records import Environment
 from calib_study.specs import problem_lines
+from calib_study.stores import Part
 
 
 class Curve(Part):
@@ -51,3 +53,11 @@ def read_report(folder: Path) -> Report:
         raise DataError(f"{file}: cannot be read ({error}). Is {folder} a finished glass-box model?") from error
     except ValidationError as error:
         raise DataError(f"{file}: not the report of a training:\n{problem_lines(error)}") from error
+
+
+def model_folder(name: str) -> Path:
+    """Return the folder of a model of that name or path. Raises InputError or DataError if it has none."""
+    ref = resolve_model(name)
+    if ref.kind != "directory":
+        raise InputError(f"model {name} is {ref.kind}, not a model that was trained here.")
+    return Path(str(ref.location))

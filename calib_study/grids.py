@@ -318,8 +318,8 @@ class Levels(Comparison):
         return (setting["sparsity"], setting["pattern"]) in _levels(self.compared_sparsities, self.compared_patterns)
 
 
-class Grid(Comparison):
-    """A grid of runs over sources, methods, seeds and axes, and how each is evaluated.
+class Drawn(Comparison):
+    """Several draws of each text, where they are computed, and the held-out texts that decide.
 
     The order of a chapter's bases is the order of its parameters from the end: the last base's come first.
     """
@@ -336,6 +336,10 @@ class Grid(Comparison):
     @classmethod
     def _evaluation_within_context(cls, length: int, info: ValidationInfo) -> int:
         return _fitting(length, info)
+
+
+class Grid(Drawn):
+    """A grid of runs over sources, methods, seeds and axes, and how each is evaluated."""
 
     def measured(self) -> dict[str, Any]:
         """Return the fields of `Evaluation` that the grid sets."""

@@ -26,7 +26,7 @@ class MaskSample:
     Attributes:
         layers: full names, in order.
         sizes: (n_layers,) weights in each layer.
-        zero: (n_layers, POSITIONS) bool.
+        zero: (n_layers, n_positions) bool, a multiple of 8 positions; `POSITIONS` of them in the record of a run.
     """
 
     layers: tuple[str, ...]
@@ -48,23 +48,23 @@ class MaskSample:
             names, sizes, bits = (arrays[f"mask_{part}"] for part in ("layers", "sizes", "bits"))
         except KeyError as error:
             raise StudyError(f"no sample of masks is stored: {error} is missing.") from error
-        zero = np.unpackbits(bits.astype(np.uint8), axis=1, count=POSITIONS).astype(bool)
+        zero = np.unpackbits(bits.astype(np.uint8), axis=1).astype(bool)
         return cls(tuple(str(name) for name in names), sizes.astype(np.int64), zero)
 
 
-def sample_mask(model: nn.Module) -> MaskSample:
+def sample_mask(model: nn.Module, n_positions: int = POSITIONS) -> MaskSample:
     """Return which of the sampled weights of every block linear are zero in the model as it is."""
     layers = all_layers(model)
     weights = {name: layer.weight().reshape(-1) for name, layer in layers.items()}
-    zero = [(weight[positions(name, len(weight))] == 0).cpu().numpy() for name, weight in weights.items()]
+    zero = [(weight[positions(name, len(weight), n_positions)] == 0).cpu().numpy() for name, weight in weights.items()]
     return MaskSample(tuple(layers), np.array([len(weight) for weight in weights.values()]), np.stack(zero))
 
 
-def positions(layer: str, size: int) -> npt.NDArray[np.int64]:
-    """Return the flat indices (POSITIONS,) of the weights of a layer that are looked at; repeated if it has fewer."""
+def positions(layer: str, size: int, count: int = POSITIONS) -> npt.NDArray[np.int64]:
+    """Return the flat indices (count,) of the weights of a layer that are looked at; repeated if it has fewer."""
     digest = hashlib.sha256(f"{layer}:{size}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    return rng.choice(size, POSITIONS, replace=size < POSITIONS, shuffle=False)
+    return rng.choice(size, count, replace=size < count, shuffle=False)
 
 
 def disagreement(one: MaskSample, other: MaskSample) -> float:

@@ -117,6 +117,17 @@ def sync(*, write: bool = True) -> list[Path]:
     return changed
 
 
+def study_slug(source: Path) -> str:
+    """Return whose parameters and profiles a notebook has: the slug in its `check("slug", …)`, or its own name.
+
+    A copy that `templates.new_study` made has those of its chapter.
+    """
+    for cell in read_notebook(source).cells:
+        if cell.cell_type == "code" and (called := re.search(r"\bcheck\(\s*[\"']([^\"']+)[\"']", cell.source)):
+            return called[1]
+    return source.stem
+
+
 def parameter_defaults(source: Path) -> dict[str, Any]:
     """Return the literals assigned in a notebook's `parameters` cell: its defaults.
 
@@ -144,8 +155,8 @@ def notebook_stamp(source: Path, parameters: Mapping[str, Any]) -> str:
     """Return a hash of everything an executed notebook depends on.
 
     That is: its source, the parameters given, the package, the catalogue, the claims, the pinned versions, published
-    benchmarks, profiles whose cost is estimated, and which records are published (their names are hashes of what they
-    hold).
+    benchmarks, profiles whose cost is estimated, and which records and measurements are published (their names are
+    hashes of what they hold).
     """
     digest = hashlib.sha256(source.read_bytes())
     digest.update(json.dumps(dict(parameters), sort_keys=True, default=str).encode())
@@ -156,8 +167,8 @@ def notebook_stamp(source: Path, parameters: Mapping[str, Any]) -> str:
     for path in files:
         digest.update(f"\n{path.name}\n".encode())
         digest.update(path.read_bytes() if path.is_file() else b"absent")
-    results = paths.results_dir()
-    names = sorted(path.relative_to(results).as_posix() for path in results.rglob("*.json"))
+    published = (paths.results_dir(), paths.published_measurements_dir())
+    names = sorted(path.relative_to(folder).as_posix() for folder in published for path in folder.rglob("*.json"))
     digest.update("\n".join(names).encode())
     return digest.hexdigest()
 
@@ -193,7 +204,7 @@ def run_notebook(
     """
     source = resolve_notebook(name)
     given = {**parameter_defaults(source), **parameters}
-    checked = (validate or _schema_of_the_project())(source.stem, given).model_dump(mode="json")
+    checked = (validate or _schema_of_the_project())(study_slug(source), given).model_dump(mode="json")
     values = {key: checked[key] for key in parameters}
     if output.suffix != ".ipynb" or output.is_dir():
         raise InputError(f"the executed notebook should be a file named *.ipynb, not {output}.")
@@ -207,7 +218,7 @@ def run_notebook(
         if failure:
             shutil.copyfile(part, kept)
             raise StudyError(f"notebook {source.stem} {failure}\nIts run up to there is kept in {kept}")
-        _finish(part, output, source.stem, {"stamp": stamp, "parameters": values, "began": began})
+        _finish(part, output, source, {"stamp": stamp, "parameters": values, "began": began})
     kept.unlink(missing_ok=True)
     return output
 
@@ -256,7 +267,7 @@ def _execute(notebook: Any, part: Path, values: dict[str, Any], slug: str, progr
     return ""
 
 
-def _finish(part: Path, output: Path, slug: str, run: dict[str, Any]) -> None:
+def _finish(part: Path, output: Path, source: Path, run: dict[str, Any]) -> None:
     """Put an executed notebook in its place, stamped, without this machine's paths and progress bars."""
     import nbformat
 
@@ -264,9 +275,10 @@ def _finish(part: Path, output: Path, slug: str, run: dict[str, Any]) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if not _is_progress_bar(out)]
-    notebook.metadata["papermill"].update(input_path=f"notebooks/{slug}.ipynb", output_path=output.name)
+    folder = "notebooks/" if source.parent == notebooks_dir() else ""
+    notebook.metadata["papermill"].update(input_path=f"{folder}{source.stem}.ipynb", output_path=output.name)
     notebook.metadata["calib_study"] = {
-        "notebook": slug,
+        "notebook": source.stem,
         "parameters": run["parameters"],
         "seconds": round(time.monotonic() - run["began"], 1),
         "stamp": run["stamp"],

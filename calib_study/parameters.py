@@ -34,6 +34,7 @@ from calib_study.grids import (
     reads_text,
 )
 from calib_study.manifests import EndOfText
+from calib_study.mechanism_parameters import Mechanism
 from calib_study.model_files import resolve_model
 from calib_study.paths import root
 from calib_study.sources import resolve_source
@@ -336,6 +337,7 @@ SCHEMAS: dict[str, type[Parameters]] = {
     "05_self_generation": SelfGeneration,
     "06_filtering": Filtering,
     "07_claims": Claims,
+    "09_mechanism": Mechanism,
     "10_schedules": ScheduleCosts,
     "11_measuring": Measuring,
 }

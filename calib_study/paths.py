@@ -40,6 +40,16 @@ def results_dir() -> Path:
     return root() / "data" / "results"
 
 
+def measurements_dir() -> Path:
+    """Return the folder for measurements made here: measurements/ in the folder for records."""
+    return records_dir() / "measurements"
+
+
+def published_measurements_dir() -> Path:
+    """Return the folder of the published measurements, which are part of the project."""
+    return root() / "data" / "measurements"
+
+
 @contextmanager
 def atomic_path(final: Path) -> Iterator[Path]:
     """Yield a temporary path beside `final`; rename it to `final` on success, remove it on any failure.

@@ -1,36 +1,27 @@
 """Records: what a run produced, with all that is needed to repeat it; and the store that keeps them.
 
-One JSON file per record, named by its run_id, written under a temporary name and renamed. So any number of
-processes can share a folder, a killed run loses only what it was computing, and no reader sees half a file.
-What a run knows item by item (a sample of its masks, the answers to each question) is in a file of arrays beside it.
+One JSON file per record, named by its run_id. What a run knows item by item (a sample of its masks, the answers to
+each question) is in a file of arrays beside it.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from calib_study import paths
-from calib_study.array_files import Array, from_bytes, to_bytes
 from calib_study.errors import StudyError
 from calib_study.methods import Pattern
-from calib_study.specs import Frozen, Owl, RunSpec, problem_lines
+from calib_study.specs import Owl, RunSpec, problem_lines
+from calib_study.stores import FileStore, Part, Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
 OWL_SUFFIX = "+owl"  # after the name of a method whose sparsity OWL allocates to the blocks
-
-
-class Part(Frozen):
-    """Base of all parts of a record: types are exact, so that no number is kept as text."""
-
-    model_config = ConfigDict(strict=True)
 
 
 class Metric(Part):
@@ -89,12 +80,8 @@ class Environment(Part):
     git_dirty: bool | None
 
 
-class Record(Part):
-    """One finished run.
-
-    Attributes:
-        arrays_sha256: hash of the file of arrays beside the record; None if it has none.
-    """
+class Record(Result):
+    """One finished run."""
 
     schema_version: Literal[1] = 1
     run_id: str = Field(pattern=r"^[0-9a-f]{16}$")
@@ -106,7 +93,11 @@ class Record(Part):
     stages: tuple[Stage, ...]
     environment: Environment
     finished: str
-    arrays_sha256: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The run_id."""
+        return self.run_id
 
     def metric(self, name: str, dataset: str) -> Metric:
         """Return the metric of that name on that data set. Raises StudyError if the record has none."""
@@ -114,10 +105,6 @@ class Record(Part):
             if (metric.name, metric.dataset) == (name, dataset):
                 return metric
         raise StudyError(f"record {self.run_id} has no {name} on {dataset}.")
-
-    def to_json(self) -> str:
-        """Return the record as JSON text, numbers to the last bit."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def parse_record(text: str, name: str) -> Record:
@@ -145,79 +132,20 @@ def read_record(file: Path) -> Record:
         raise StudyError(f"{file.name}: cannot be read ({error}).") from error
 
 
-class Store:
-    """Records in folders: new ones are written to `write_dir`; all of `read_dirs` and it are read."""
+class Store(FileStore[Record]):
+    """Records in folders; see `FileStore`."""
 
-    def __init__(self, write_dir: Path, read_dirs: Iterable[Path] = ()) -> None:
-        self.write_dir = write_dir
-        self.read_dirs = tuple(dict.fromkeys([*read_dirs, write_dir]))
+    noun = "record"
+    computed = "run"
 
     @classmethod
     def default(cls) -> "Store":
         """Return the store of published records and of those computed here, which go to `paths.records_dir()`."""
         return cls(paths.records_dir(), [paths.results_dir()])
 
-    def get(self, run_id: str) -> Record | None:
-        """Return the record of that run, or None. Raises StudyError if its file is damaged."""
-        for folder in self.read_dirs:
-            file = folder / f"{run_id}.json"
-            if file.exists():
-                try:
-                    return read_record(file)
-                except StudyError as error:
-                    raise StudyError(f"{error}\nTo compute this run again, remove {file}") from error
-        return None
-
-    def put(self, record: Record, arrays: Mapping[str, Array] | None = None) -> Path:
-        """Write a record, and before it the arrays that belong to it; return its path.
-
-        Each file appears whole or not at all, the record last.
-        """
-        if arrays:
-            content = to_bytes(arrays)
-            record = record.model_copy(update={"arrays_sha256": hashlib.sha256(content).hexdigest()})
-            with paths.atomic_path(self.write_dir / f"{record.run_id}.npz") as part:
-                part.write_bytes(content)
-        file = self.write_dir / f"{record.run_id}.json"
-        text = record.to_json()
-        with paths.atomic_path(file) as part:
-            part.write_text(text, encoding="utf-8")
-        return file
-
-    def arrays(self, record: Record) -> dict[str, Array]:
-        """Return the arrays of a record, empty if it has none. Raises StudyError if their file is lost or changed."""
-        if record.arrays_sha256 is None:
-            return {}
-        name = f"{record.run_id}.npz"
-        for folder in self.read_dirs:
-            try:
-                content = (folder / name).read_bytes()
-            except FileNotFoundError:
-                continue
-            if hashlib.sha256(content).hexdigest() == record.arrays_sha256:
-                return from_bytes(content, name)
-        raise StudyError(
-            f"{name}: the arrays of record {record.run_id} are missing or were changed. To compute the run again, "
-            f"remove {record.run_id}.json."
-        )
-
-    def claim(self, run_id: str) -> FileLock:
-        """Return the lock that a process holds while it computes a run; the system frees it if the process dies."""
-        folder = self.write_dir / ".claims"
-        paths.check_writable(folder)
-        return FileLock(folder / f"{run_id}.lock", timeout=0)
-
-    def scan(self) -> tuple[list[Record], list[str]]:
-        """Return all readable records, sorted by run_id, and one line for each file that is not one."""
-        records: dict[str, Record] = {}
-        problems = []
-        for folder in self.read_dirs:
-            for file in sorted(folder.glob("*.json")):
-                try:
-                    records.setdefault(file.stem, read_record(file))
-                except StudyError as error:
-                    problems.append(f"{folder}: {error}")
-        return [records[run_id] for run_id in sorted(records)], problems
+    def read(self, file: Path) -> Record:
+        """Return the record in a file. Raises StudyError if it is none."""
+        return read_record(file)
 
 
 def to_frame(records: Iterable[Record]) -> "pd.DataFrame":

@@ -211,8 +211,7 @@ class RunSpec(Frozen):
     @property
     def run_id(self) -> str:
         """16 hexadecimal digits: the SHA-256 of the specification's canonical JSON."""
-        text = json.dumps(self.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return content_id(self)
 
     @property
     def title(self) -> str:
@@ -222,6 +221,12 @@ class RunSpec(Frozen):
         how = "" if self.schedule == "block" else f", {self.schedule}"
         owl = "" if self.allocation is None else " + OWL"
         return f"{self.method}{owl}{amount}{text}{how}, seed {self.seed}"
+
+
+def content_id(asked: BaseModel) -> str:
+    """Return 16 hexadecimal digits: the SHA-256 of the canonical JSON of what is asked, without fields that are None."""
+    text = json.dumps(asked.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def make_spec(

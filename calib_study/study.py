@@ -9,11 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from calib_study.array_files import Array
 from calib_study.criteria import Request
@@ -30,10 +28,10 @@ from calib_study.moment_cache import MomentCache
 from calib_study.offload import Placement, streamed
 from calib_study.perplexity import bits_per_byte
 from calib_study.preflight import check_specs
-from calib_study.progress import bar
 from calib_study.prune import achieved_sparsity, allocated, prune_
 from calib_study.records import CalibrationFacts, Metric, Record, SparsityFacts, Stage, Store
 from calib_study.specs import RunSpec
+from calib_study.stores import compute_missing
 from calib_study.task_items import TaskResult, item_arrays
 from calib_study.windows import Windows, draw_windows, load_tokens
 
@@ -262,36 +260,13 @@ def _common_model(specs: list[RunSpec], model: str | None) -> ModelRef:
 
 def _compute(missing: dict[str, RunSpec], ref: ModelRef, device: str, store: Store, progress: bool) -> None:
     """Compute runs until the store has all of `missing`, leaving to other processes what they have claimed."""
-    lab: Laboratory | None = None
-    waiting = dict(missing)
-    with bar(len(missing), "runs", "run", shown=progress) as shown:
-        while waiting:
-            finished = 0
-            for run_id, spec in list(waiting.items()):
-                with _claimed(store.claim(run_id)) as ours:
-                    if store.get(run_id) is None:
-                        if not ours:
-                            continue
-                        shown.set_postfix_str(spec.title)
-                        lab = lab or Laboratory(ref, dtype=spec.dtype, device=device)
-                        done = lab.run(spec)
-                        store.put(done.record, done.arrays)
-                del waiting[run_id]
-                finished += 1
-                shown.update()
-            if not finished:
-                time.sleep(1.0)  # another process holds all that is left
 
+    @cache
+    def laboratory(dtype: str) -> Laboratory:
+        return Laboratory(ref, dtype=dtype, device=device)
 
-@contextmanager
-def _claimed(lock: FileLock) -> Iterator[bool]:
-    """Yield True if this process has the lock while inside."""
-    try:
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    def compute(spec: RunSpec) -> None:
+        done = laboratory(spec.dtype).run(spec)
+        store.put(done.record, done.arrays)
+
+    compute_missing(missing, store, compute, title=lambda spec: spec.title, progress=progress)

@@ -263,13 +263,13 @@ def _block_arguments(
     hooks.append(blocks[0].register_forward_hook(lambda _, __, output: outputs.append(output)))
     with ExitStack() as answering:
         for block in blocks[1:]:
-            answering.enter_context(_forward_replaced(block, lambda *_, **__: outputs[0]))
+            answering.enter_context(forward_replaced(block, lambda *_, **__: outputs[0]))
         _run_until_stop(model, window, hooks)
     return found
 
 
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Let a module compute something else inside; a forward that is itself a replacement, as accelerate's, is kept."""
     own = vars(module).get("forward")
     vars(module)["forward"] = forward

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from calib_study.association import mean_rank_correlation, partial_rank_correlation
+from calib_study.association import mean_rank_correlation, partial_rank_correlation, rank_correlation
 from calib_study.errors import InputError
 
 
@@ -69,3 +69,39 @@ def test_what_cannot_be_compared() -> None:
         partial_rank_correlation([1.0, 2.0, 3.0], [1.0, 3.0], clusters=[0, 1, 2])
     with pytest.raises(InputError, match="constant, or says the same"):
         partial_rank_correlation([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0], [1.0, 2.0, 3.0, 4.0], clusters=range(4))
+
+
+# --- over objects -------------------------------------------------------------------------------------------
+
+
+def test_rank_correlation_by_hand() -> None:
+    # ranks 1 2 3 4 5 against 2 1 3 5 4: squared differences sum to 4, 1 - 6 * 4 / (5 * 24) = 0.8
+    found = rank_correlation([1.0, 2.0, 3.0, 4.0, 5.0], [20.0, 10.0, 30.0, 50.0, 40.0])
+    half = 1.959964 * np.sqrt(1.06 / 2)
+    assert found.mean == pytest.approx(0.8)
+    assert (found.low, found.high) == pytest.approx((np.tanh(np.arctanh(0.8) - half), np.tanh(np.arctanh(0.8) + half)))
+    perfect = rank_correlation([1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0])
+    assert perfect.mean == 1.0 and perfect.low is not None and perfect.high is not None
+    assert 0.3 < perfect.low < 1 and perfect.high == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("n", "rho"), [(8, 0.0), (8, 0.5), (12, 0.5), (12, 0.8)])
+def test_the_interval_of_a_rank_correlation_covers(n: int, rho: float) -> None:
+    rng = np.random.default_rng(n)
+    truth = 6 / np.pi * np.arcsin(rho / 2)  # Spearman's rho of two normal variables
+    hits = 0
+    for _ in range(2000):
+        x, z = rng.normal(size=(2, n))
+        found = rank_correlation(x, rho * x + np.sqrt(1 - rho**2) * z)
+        assert found.low is not None and found.high is not None
+        hits += found.low <= truth <= found.high
+    assert 0.92 < hits / 2000 < 0.975
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [([1.0, 2, 3], [1.0, 2, 3], "4 objects or more"), ([1.0, 1, 1, 1], [1.0, 2, 3, 4], "the same for all objects")],
+)
+def test_rank_correlation_refuses(a: list[float], b: list[float], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        rank_correlation(a, b)

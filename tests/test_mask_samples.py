@@ -69,3 +69,9 @@ def test_models_of_other_shape_cannot_be_compared() -> None:
         disagreement(sample([[1]], [100]), sample([[1]], [200]))
     with pytest.raises(StudyError, match="architecture"):
         jaccard(sample([[1]], [100]), sample([[1], [0]], [100, 100]))
+
+
+def test_a_larger_sample_comes_back_too(tiny_model: LlamaForCausalLM) -> None:
+    found = sample_mask(tiny_model, 1024)
+    assert found.zero.shape == (len(all_layers(tiny_model)), 1024)
+    np.testing.assert_array_equal(MaskSample.of_arrays(found.arrays()).zero, found.zero)

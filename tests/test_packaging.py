@@ -23,22 +23,28 @@ PACKAGE = ROOT / "calib_study"
 # A module may import only those before it. A new module is added where it belongs.
 ORDER = """
     errors paths progress matmul yaml_values array_files
-    methods catalogue package_index fetch task_data task_items specs
-    formats mixtures manifests generated sources model_files preflight
-    windows prompts layers mask_samples offload models scores masks dsnot owl sparsegpt moments walk
+    methods own_methods catalogue package_index fetch task_data task_items specs
+    formats mixtures manifests generated sources glassbox model_files preflight
+    windows prompts layers mask_samples offload models scores masks dsnot owl sparsegpt moments walk suffix
     moment_cache dense_moments criteria prune
     sampling column_cache generation text_parts
-    perplexity divergence branching task_prompts tasks
-    records metrics environment study verification export evaluate synthesis filtering
-    statistics resampling components inference association frames verdicts measures crossed measuring_tables
+    perplexity membership divergence branching task_prompts tasks
+    stores records measurements metrics environment study verification measurement_runs
+    export evaluate synthesis filtering
+    glassbox_reports glassbox_training
+    selection statistics resampling paired_scores compare components inference association frames verdicts
+    measures crossed measuring_tables
+    text_likeness norm_distance similarity_tables likeness_tables
     benchmark_files mask_tables schedule_tables amount_tables packing_tables
     scaling_levels scaling_tables harness_tables own_text_facts own_text_tables filter_tables
-    grids parameters
+    mechanism mechanism_tables likeness
+    grids mechanism_parameters similarity_parameters parameters
     figure_style figures schedule_figures amount_figures packing_figures scaling_figures
     harness_figures crossed_figures measure_figures
-    own_text_figures filter_figures
-    crossed_judgements claims_figures
-    kernels notebooks chapters plans paper_costs claims claims_tables book cli_options cli_lists cli_synthesis cli
+    own_text_figures filter_figures mechanism_figures similarity_figures
+    crossed_judgements similarity_judgements claims_figures
+    kernels notebooks templates chapters plans paper_costs claims claims_tables book
+    cli_options cli_lists cli_synthesis cli_glassbox cli_compare cli_new cli
 """.split()
 
 # These say at once what is wrong with a request, so none may load these libraries when imported.
@@ -67,6 +73,9 @@ NO_TORCH += "amount_tables amount_figures packing_tables packing_figures".split(
 NO_TORCH += "scaling_levels scaling_tables scaling_figures".split()
 NO_TORCH += "association measures crossed measuring_tables crossed_figures measure_figures".split()
 NO_TORCH += "manifests generated prompts text_parts synthesis filtering".split()
+NO_TORCH += "text_likeness norm_distance".split()
+NO_TORCH += "stores measurements mechanism_tables mechanism_figures".split()
+NO_TORCH += "own_methods selection paired_scores compare templates cli_compare cli_new".split()
 NO_TORCH += "statistics frames verdicts figure_style figures kernels book".split()
 NO_TORCH += "chapters cli_options cli_lists cli_synthesis".split()
 NO_TORCH += "crossed_judgements claims claims_tables claims_figures plans paper_costs".split()
