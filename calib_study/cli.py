@@ -10,7 +10,7 @@ from typing import Any
 import click
 import yaml
 
-from calib_study import __version__, cli_glassbox, cli_lists, cli_synthesis, paths
+from calib_study import __version__, cli_compare, cli_glassbox, cli_lists, cli_new, cli_synthesis, paths
 from calib_study.cli_options import device_option, dtype_option, model_option, remote_code_option
 from calib_study.errors import InputError, StudyError, unknown
 from calib_study.yaml_values import read_yaml
@@ -34,6 +34,8 @@ def app() -> None:
 
 
 for command in (cli_lists.list_, cli_synthesis.synthesize, cli_synthesis.filter_, cli_glassbox.train_glassbox):
+    app.add_command(command)
+for command in (cli_compare.compare, cli_new.new):
     app.add_command(command)
 
 
@@ -135,15 +137,18 @@ def _names(text: str) -> list[str]:
 def run(
     notebook: str, pairs: tuple[tuple[str, str], ...], file: Path | None, profile: str | None, out: Path | None
 ) -> None:
-    """Execute a notebook with other parameters: profile, then file, then -p, each over the one before."""
-    from calib_study.notebooks import profile_parameters, resolve_notebook, run_notebook
+    """Execute a notebook with other parameters: profile, then file, then -p, each over the one before.
 
-    slug = resolve_notebook(notebook).stem
-    given: dict[str, Any] = dict(profile_parameters(slug, profile)) if profile else {}
+    NOTEBOOK is a name or number of the book's, or the path of a copy that `calib-study new` made.
+    """
+    from calib_study.notebooks import profile_parameters, resolve_notebook, run_notebook, study_slug
+
+    source = resolve_notebook(notebook)
+    given: dict[str, Any] = dict(profile_parameters(study_slug(source), profile)) if profile else {}
     if file is not None:
         given |= _yaml_mapping(file)
     given |= {name: _literal(value) for name, value in pairs}
-    output = run_notebook(notebook, given, out or Path(f"{slug}.executed.ipynb"))
+    output = run_notebook(notebook, given, out or Path(f"{source.stem}.executed.ipynb"))
     click.echo(str(output))
 
 

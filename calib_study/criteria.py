@@ -3,8 +3,9 @@
 A group is the layers that read one input (queries, keys and values; gate and up); they share its statistics.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -71,6 +72,9 @@ def _sparsegpt_(layers: Mapping[str, Layer], moments: InputMoments | None, reque
 
 def _removed(layer: Layer, name: str, moments: InputMoments | None, request: Request) -> Tensor:
     """Return the mask of one layer by the request's method."""
+    if request.method.score is not None:
+        worth = _own_scores(request.method.score, layer.weight(), moments)
+        return masks.removed_by(worth, request.sparsity, request.pattern, request.method.group)
     match request.method.name:
         case "dsnot":
             return _dsnot(layer, name, moments, request)
@@ -95,6 +99,16 @@ def _scores(criterion: str, layer: Layer, name: str, moments: InputMoments | Non
             return scores.wanda(layer.weight(), moments.norms())
         case other:
             raise unknown("pruning criterion", other, ("magnitude", "magnitude_row", "random", "wanda"))
+
+
+def _own_scores(score: Callable[..., Any], weight: Tensor, moments: InputMoments | None) -> Tensor:
+    """Return the scores of a layer by a formula of the user's own, which gets copies, so that it changes no model."""
+    copy = weight.detach().float().clone()
+    worth = score(copy) if moments is None else score(copy, moments.norms())
+    if not isinstance(worth, Tensor) or worth.shape != weight.shape:
+        got = f"shape {tuple(worth.shape)}" if isinstance(worth, Tensor) else type(worth).__name__
+        raise InputError(f"the score should return a tensor of the weight's shape {tuple(weight.shape)}, got {got}.")
+    return worth.float()
 
 
 def _dsnot(layer: Layer, name: str, moments: InputMoments | None, request: Request) -> Tensor:

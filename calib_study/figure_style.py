@@ -71,13 +71,24 @@ _METHODS = {
     "sparsegpt": Line(RED, "-"),
     "dsnot": Line(GREEN, "-"),
 }
-METHOD_STYLE = {
-    "dense": Line(MUTED, "--"),
-    "random": Line("#B0B0B0", ":"),
-    **_METHODS,
-    # the same hue with OWL, in long dashes
-    **{f"{name}+owl": Line(style.colour, (0, (6, 2))) for name, style in _METHODS.items()},
-}
+
+
+class _OrOwn(dict[str, Line]):
+    """Styles by name. All methods of the user's own, which are not in the table, are drawn alike."""
+
+    def __missing__(self, name: str) -> Line:
+        return Line(BROWN, (0, (2, 1)))
+
+
+METHOD_STYLE = _OrOwn(
+    {
+        "dense": Line(MUTED, "--"),
+        "random": Line("#B0B0B0", ":"),
+        **_METHODS,
+        # the same hue with OWL, in long dashes
+        **{f"{name}+owl": Line(style.colour, (0, (6, 2))) for name, style in _METHODS.items()},
+    }
+)
 METHOD_LABELS = {
     "random": "random mask",
     "magnitude_row": "magnitude in rows",

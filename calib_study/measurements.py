@@ -79,6 +79,8 @@ class Request(Frozen):
 
 
 def _reading(name: str) -> str:
+    if method_named(name).code_sha256 is not None:
+        raise problem(f"method {name!r} is your own; a measurement does not say which code it was made with.")
     if not method_named(name).needs_calibration:
         raise problem(f"method {name!r} reads no text; name one that does, for example 'wanda'.")
     return name

@@ -1,8 +1,8 @@
 """The pruning methods by name, and what each one needs. The arithmetic is in `scores` and `masks`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from calib_study.errors import InputError, unknown
 
@@ -22,6 +22,7 @@ class Method:
             those of one output row, or those of the whole layer.
         options: its own parameters, with the published defaults.
         unstructured_only: it has no N:M form.
+        score, code_sha256: of a method of the user's own, see `own_methods`: its formula, and the hash of its source.
     """
 
     name: str
@@ -32,6 +33,8 @@ class Method:
     group: Group
     options: Mapping[str, float | str] = field(default_factory=dict)
     unstructured_only: bool = False
+    score: Callable[..., Any] | None = None
+    code_sha256: str | None = None
 
     @property
     def needs_calibration(self) -> bool:

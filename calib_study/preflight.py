@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from calib_study.errors import InputError
+from calib_study.methods import METHODS
 from calib_study.mixtures import parse_mixture
 from calib_study.model_files import ModelRef
 from calib_study.paths import check_writable
@@ -48,6 +49,7 @@ def check_specs(specs: Iterable[RunSpec], ref: ModelRef) -> None:
                 f"{ref.name!r} with {_short(ref.content_hash())} was given. Has the model changed? A specification "
                 "takes `model` and `model_hash` from the `name` and `content_hash()` of `resolve_model`."
             )
+        _check_method(spec)
         evaluation, text = spec.evaluation, spec.calibration
         if evaluation.tasks is not None:
             check_tasks(evaluation.tasks, evaluation.task_limit, evaluation.shots)
@@ -61,6 +63,17 @@ def check_specs(specs: Iterable[RunSpec], ref: ModelRef) -> None:
             if text.tokens_sha256 is None:
                 _check_text(text.source, text.source_hash, texts)
         check_lengths(ref, lengths)
+
+
+def _check_method(spec: RunSpec) -> None:
+    """Raise InputError unless the code of a method of the user's own is registered, as the specification pins it."""
+    here = METHODS[spec.method].code_sha256 if spec.method in METHODS else None
+    if here != spec.method_hash:
+        raise InputError(
+            f"method {spec.method!r}: the run was specified with code of the hash {_short(spec.method_hash)}, but "
+            f"{_short(here)} is registered in this process. Register that code with `register_method`, or make the "
+            "specification anew with `make_spec`."
+        )
 
 
 def _check_text(source: str, pin: str | None, texts: dict[str, str | None]) -> None:

@@ -140,6 +140,8 @@ class RunSpec(Frozen):
 
     Args:
         model: packaged name, or the name of the user's own; `model_hash` then pins its content.
+        method: one of the project, or of the user's own; `method_hash` then is the hash of its source text, with which
+            a record can be read where the method is not registered.
         sparsity: fraction of zeros in [0, 1) of every block linear.
         pattern: "unstructured", or "N:M" with N of every M consecutive inputs kept.
         schedule: when statistics are taken, see `prune.prune_`: "block", "sequential" or "dense".
@@ -151,7 +153,8 @@ class RunSpec(Frozen):
 
     model: str
     model_hash: str | None = None
-    method: Annotated[str, passing(method_named)]
+    method_hash: str | None = None
+    method: str
     sparsity: float = Field(ge=0, lt=1)
     pattern: Annotated[str, passing(Pattern.parse)] = "unstructured"
     schedule: Schedule = "block"
@@ -161,6 +164,20 @@ class RunSpec(Frozen):
     seed: int = Field(default=0, ge=0)
     dtype: DType = "float32"
     evaluation: Evaluation = Evaluation()
+
+    @field_validator("method")
+    @classmethod
+    def _known_or_pinned(cls, method: str, info: ValidationInfo) -> str:
+        pinned = info.data.get("method_hash") is not None
+        if pinned and method not in METHODS:
+            return method
+        try:
+            own = method_named(method).code_sha256 is not None
+        except StudyError as error:
+            raise problem(str(error)) from error
+        if own != pinned:
+            raise problem("method_hash is for a method of the user's own, and only for one; `make_spec` fills it.")
+        return method
 
     @field_validator("sparsity")
     @classmethod
@@ -224,7 +241,7 @@ class RunSpec(Frozen):
 
 
 def content_id(asked: BaseModel) -> str:
-    """Return 16 hexadecimal digits: the SHA-256 of the canonical JSON of what is asked, without fields that are None."""
+    """Return 16 hexadecimal digits: the SHA-256 of the canonical JSON of what is asked, without what is None."""
     text = json.dumps(asked.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -269,6 +286,7 @@ def make_spec(
     fields = {
         "model": model,
         "model_hash": model_hash,
+        "method_hash": known.code_sha256 if known else None,
         "method": method,
         "sparsity": 0.0 if method == "dense" else _exact(sparsity, pattern),
         "pattern": "unstructured" if method == "dense" else pattern,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from calib_study.measurements import (
     checked_measurement,
     read_measurement,
 )
+from calib_study.methods import METHODS, method_named
 from calib_study.specs import Calibration, Evaluation, make_spec
 
 C4, CODE = (Draw(text=Calibration(source=name, n_samples=32, seq_len=256), seed=0) for name in ("c4", "code"))
@@ -82,6 +84,14 @@ def test_runs_that_a_request_rests_on() -> None:
     assert SWAP.specs() == [wanda, other]
     dense = make_spec(model="smollm2-135m", method="dense", sparsity=0)
     assert BlockSwap(base=None, other=CODE, **ALIKE).specs() == [dense, other]
+
+
+def test_a_method_of_the_users_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measurement does not hold the hash of its code."""
+    own = replace(method_named("wanda"), name="mine", code_sha256="0" * 64)
+    monkeypatch.setitem(METHODS, "mine", own)
+    with pytest.raises(InputError, match="method 'mine' is your own"):
+        checked_measurement(LayerProfile, draw=C4, **ALIKE | {"method": "mine"})
 
 
 @pytest.mark.parametrize(
