@@ -179,10 +179,11 @@ tested = (
     f"{cfg.model}, {cfg.sparsity:.0%} {cfg.pattern}, {cfg.methods[0]}, {cfg.n_samples} windows of {cfg.seq_len} tokens"
 )
 scored = len(cfg.eval_sources) * cfg.eval_windows * (cfg.eval_seq_len - 1)
+swapped = "every block" if cfg.stride == 1 else f"every {cfg.stride}th block from the first"
 Markdown(
     verdicts.judgement_table(mechanism_tables.judge(masks, swaps))
-    + f"\n\nTested on {tested}, {cfg.n_seeds} seeds, texts {', '.join(cfg.sources)}; swapped blocks are scored on {scored} "
-    f"tokens, every {cfg.stride} blocks from the first."
+    + f"\n\nTested on {tested}, {cfg.n_seeds} seeds, texts {', '.join(cfg.sources)}; {swapped} is swapped, and scored "
+    f"on {scored} tokens."
 )
 
 # %% [markdown]

@@ -14,7 +14,7 @@ EXPECTED = {
     "notebooks": "01_data_sources",
     "profiles": "01_data_sources published",
     "records": "smollm2-135m: wanda 0.5 on c4",
-    "measurements": "",  # there need not be any; see test_measurements
+    "measurements": "smollm2-135m: layers under c4, seed 0",
 }
 
 

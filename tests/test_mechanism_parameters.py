@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from calib_study.errors import InputError
-from calib_study.measurements import BlockSwap, LayerProfile
+from calib_study.measurements import BlockSwap, LayerProfile, MeasurementStore
 from calib_study.mechanism_parameters import Mechanism
 from calib_study.notebooks import notebooks_dir, parameter_defaults, profile_parameters
 from calib_study.parameters import validate
+from calib_study.paths import published_measurements_dir
 
 SLUG = "09_mechanism"
 
@@ -77,3 +78,12 @@ def test_errors_are_judged_on_windows_of_their_own_number() -> None:
 def test_bad_values_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         checked(**changes)
+
+
+def test_every_published_measurement_is_part_of_the_project() -> None:
+    store = MeasurementStore(published_measurements_dir())
+    requests = checked("published").requests()
+    found = [store.get(request.measurement_id) for request in requests]
+    assert [one.request for one in found if one is not None] == requests
+    assert all(store.arrays(one) for one in found if one is not None)
+    assert not any(one.environment.git_dirty for one in found if one is not None)
