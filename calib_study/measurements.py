@@ -7,7 +7,6 @@ The JSON file of a measurement holds the request and its metrics; what it knows 
 window by window is in a file of arrays beside it, of which it has the hash.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -31,7 +30,7 @@ from calib_study.specs import (
     problem,
     problem_lines,
 )
-from calib_study.stores import FileStore, Result
+from calib_study.stores import FileStore, Result, parsed, text_of
 
 SCHEMA_VERSION = 1
 
@@ -251,20 +250,7 @@ class Measurement(Result):
 def read_measurement(file: Path) -> Measurement:
     """Return the measurement in a file. Raises StudyError saying what is wrong with it."""
     name = file.name
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{name}: cannot be read ({error}).") from error
-    try:
-        fields = json.loads(text)
-    except ValueError as error:
-        raise StudyError(f"{name}: not JSON; perhaps the file is truncated ({error}).") from error
-    if isinstance(fields, dict) and fields.get("schema_version") not in (None, SCHEMA_VERSION):
-        raise StudyError(f"{name}: written by another version of calib-study (schema {fields['schema_version']!r}).")
-    try:
-        found = Measurement.model_validate_json(text)
-    except ValidationError as error:
-        raise StudyError(f"{name}: not a measurement of this study:\n{problem_lines(error)}") from error
+    found = parsed(text_of(file), name, Measurement, "measurement", SCHEMA_VERSION)
     if found.request.measurement_id != found.measurement_id or name != f"{found.measurement_id}.json":
         raise StudyError(f"{name}: its request has the id {found.request.measurement_id}; it was changed or renamed.")
     return found

@@ -4,18 +4,17 @@ One JSON file per record, named by its run_id. What a run knows item by item (a 
 each question) is in a file of arrays beside it.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from calib_study import paths
 from calib_study.errors import StudyError
 from calib_study.methods import Pattern
-from calib_study.specs import Owl, RunSpec, problem_lines
-from calib_study.stores import FileStore, Part, Result
+from calib_study.specs import Owl, RunSpec
+from calib_study.stores import FileStore, Part, Result, parsed, text_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,16 +108,7 @@ class Record(Result):
 
 def parse_record(text: str, name: str) -> Record:
     """Return the record in a JSON text. Raises StudyError saying what is wrong with the file called `name`."""
-    try:
-        fields = json.loads(text)
-    except ValueError as error:
-        raise StudyError(f"{name}: not JSON; perhaps the file is truncated ({error}).") from error
-    if isinstance(fields, dict) and fields.get("schema_version") not in (None, SCHEMA_VERSION):
-        raise StudyError(f"{name}: written by another version of calib-study (schema {fields['schema_version']!r}).")
-    try:
-        record = Record.model_validate_json(text)
-    except ValidationError as error:
-        raise StudyError(f"{name}: not a record of this study:\n{problem_lines(error)}") from error
+    record = parsed(text, name, Record, "record", SCHEMA_VERSION)
     if record.spec.run_id != record.run_id or name != f"{record.run_id}.json":
         raise StudyError(f"{name}: its specification has run_id {record.spec.run_id}; it was changed or renamed.")
     return record
@@ -126,10 +116,7 @@ def parse_record(text: str, name: str) -> Record:
 
 def read_record(file: Path) -> Record:
     """Return the record in a file. Raises StudyError if it is none."""
-    try:
-        return parse_record(file.read_text(encoding="utf-8"), file.name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{file.name}: cannot be read ({error}).") from error
+    return parse_record(text_of(file), file.name)
 
 
 class Store(FileStore[Record]):

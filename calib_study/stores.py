@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import ConfigDict
+from pydantic import ConfigDict, ValidationError
 
 from calib_study import paths
 from calib_study.array_files import Array, from_bytes, to_bytes
 from calib_study.errors import StudyError
 from calib_study.progress import bar
-from calib_study.specs import Frozen
+from calib_study.specs import Frozen, problem_lines
 
 
 class Part(Frozen):
@@ -49,6 +49,32 @@ class Result(Part):
 
 Kept = TypeVar("Kept", bound=Result)
 Wanted = TypeVar("Wanted")
+
+
+def parsed(text: str, name: str, kind: type[Kept], noun: str, version: int) -> Kept:
+    """Return the result in a JSON text. Raises StudyError saying what is wrong with the file called `name`.
+
+    Args:
+        kind: the class of result. noun: what it is called. version: the schema that this code reads.
+    """
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise StudyError(f"{name}: not JSON; perhaps the file is truncated ({error}).") from error
+    if isinstance(fields, dict) and fields.get("schema_version") not in (None, version):
+        raise StudyError(f"{name}: written by another version of calib-study (schema {fields['schema_version']!r}).")
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise StudyError(f"{name}: not a {noun} of this study:\n{problem_lines(error)}") from error
+
+
+def text_of(file: Path) -> str:
+    """Return what a file holds. Raises StudyError if it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{file.name}: cannot be read ({error}).") from error
 
 
 class FileStore(Generic[Kept]):
