@@ -33,9 +33,14 @@ def app() -> None:
     """Which calibration text decides what pruning does to a language model? Fetch, prune, measure, read."""
 
 
-for command in (cli_lists.list_, cli_synthesis.synthesize, cli_synthesis.filter_, cli_glassbox.train_glassbox):
-    app.add_command(command)
-for command in (cli_compare.compare, cli_new.new):
+for command in (
+    cli_lists.list_,
+    cli_synthesis.synthesize,
+    cli_synthesis.filter_,
+    cli_glassbox.train_glassbox,
+    cli_compare.compare,
+    cli_new.new,
+):
     app.add_command(command)
 
 

@@ -231,7 +231,7 @@ def compared(name: str, report: Report) -> list[str]:
         return []
     if theirs.weights_sha256 == report.weights_sha256:
         return ["its weights equal those of the project to the last bit"]
-    largest = max(abs(math.log(report.perplexity[name] / value)) for name, value in theirs.perplexity.items())
+    largest = max(abs(math.log(report.perplexity[source] / value)) for source, value in theirs.perplexity.items())
     return [f"its weights differ from those of the project; perplexities by {math.expm1(largest):.2%} at most"]
 
 

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from calib_study.association import rank_correlation
 from calib_study.errors import InputError
-from calib_study.sources import parse_view
+from calib_study.sources import SEEN, UNSEEN, parse_view
 from calib_study.statistics import Interval
 from calib_study.text_likeness import auc
 from calib_study.verdicts import Judgement, Verdict, text_of
 
 MEASURES = ("log_perplexity", "min_k_plus_plus", "unigram_divergence", "norm_distance")
 SCORES = ("nll", "min_k", "min_k_plus_plus")
-SEEN, UNSEEN, OWN = "seen", "unseen", "own text"
+OWN = "own text"
 Floats = NDArray[np.float64]
 Scores = Mapping[str, Floats]  # "nll", "min_k", "min_k_plus_plus": by window
 

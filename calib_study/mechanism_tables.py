@@ -17,7 +17,7 @@ from calib_study.errors import InputError
 from calib_study.measurements import BlockSwap, Draw, LayerProfile, Measurement, MeasurementStore
 from calib_study.norm_distance import norm_distance
 from calib_study.statistics import Interval, mean_interval
-from calib_study.verdicts import Judgement, Verdict, at_least, text_of
+from calib_study.verdicts import Judgement, Verdict, at_least, shifted, text_of
 
 Arrays = Mapping[str, Array]
 Profiles = Mapping[tuple[str, int], Arrays]  # arrays of `LayerProfile` by text and seed
@@ -272,22 +272,17 @@ def judge(excess: pd.DataFrame, swaps: pd.DataFrame) -> list[Judgement]:
     late, few, same = late_blocks(excess), few_blocks(swaps), same_blocks(excess, swaps)
     n_blocks = int(swaps["block"].nunique())
     n_few = int(np.ceil(FEW * n_blocks - 1e-9))
-    beyond = Interval(few.mean - MOST, _less(few.low), _less(few.high), few.n)
     rows: list[tuple[str, str, Verdict, str]] = [
         ("late blocks show more", f"Spearman's ρ {text_of(late, 2)}", at_least(late), "fig-overlap"),
         (
             "few blocks carry most",
             f"{n_few} of {n_blocks} blocks carry {text_of(few, 2)} of the cost",
-            at_least(beyond),
+            at_least(shifted(few, -MOST)),
             "fig-block-costs",
         ),
         ("masks tell the costly blocks", f"Spearman's ρ {text_of(same, 2)}", at_least(same), "fig-slide"),
     ]
     return [Judgement(*row) for row in rows]
-
-
-def _less(limit: float | None) -> float | None:
-    return None if limit is None else limit - MOST
 
 
 def _cube(table: pd.DataFrame, pair: list[str], value: str) -> NDArray[np.float64]:

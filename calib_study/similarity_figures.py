@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from calib_study.figure_style import (
     BLUE,
@@ -24,7 +25,8 @@ from calib_study.figure_style import (
     unique,
 )
 from calib_study.glassbox_reports import Report
-from calib_study.similarity_tables import LEAST, UNSEEN
+from calib_study.similarity_tables import LEAST
+from calib_study.sources import UNSEEN
 
 BAND = "#E6E9ED"  # what is too small to matter
 LESS = "share of the damage"
@@ -100,17 +102,12 @@ def fig_crossed(cells: pd.DataFrame, models: Mapping[str, Sequence[str]], corpor
         ax.set_xticks(range(len(corpora)), [source_label(name) for name in corpora])
         figure.colorbar(picture, ax=ax, label="ln damage minus the row's mean\n← lower is better")
         for row, (_, corpus) in enumerate(means.index):
-            style = {"fill": False, "edgecolor": TEXT, "linewidth": 1.8, "linestyle": "-" if row < singles else ":"}
-            ax.add_patch(_frame(list(corpora).index(corpus), row, style))
+            corner = (list(corpora).index(corpus) - 0.47, row - 0.46)
+            dash = "-" if row < singles else ":"
+            ax.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=TEXT, linewidth=1.8, linestyle=dash))
         ax.set_xlabel("calibrated with (unseen part)")
         ax.tick_params(left=False, bottom=False)
     return figure
-
-
-def _frame(column: int, row: int, style: dict[str, object]):  # type: ignore[no-untyped-def]
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, **style)  # type: ignore[arg-type]
 
 
 def describe_crossed(cells: pd.DataFrame, models: Mapping[str, Sequence[str]], corpora: Sequence[str]) -> str:

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from calib_study.errors import InputError
 from calib_study.frames import damage_table
 from calib_study.records import Record
-from calib_study.sources import parse_view
+from calib_study.sources import SEEN, UNSEEN, parse_view
 from calib_study.specs import RunSpec
 from calib_study.statistics import Interval, mean_interval
-from calib_study.verdicts import Judgement, at_least, for_all, text_of
+from calib_study.verdicts import Judgement, at_least, for_all, shifted, text_of
 
-UNSEEN, SEEN = "unseen", "seen"
 LEAST = 0.05  # of the damage: a smaller advantage would change no choice of text
 CELL = ["model", "calibrated", "view", "evaluated", "method", "sparsity", "seed"]
 Floats = NDArray[np.float64]
@@ -231,9 +230,3 @@ def judge_likeness(cells: pd.DataFrame, cfg: Parameters, models: Mapping[str, Se
     return Judgement(
         "J7", said, verdict if found.beyond is not None or verdict != "supported" else "inconclusive", "fig-crossed"
     )
-
-
-def shifted(interval: Interval, by: float) -> Interval:
-    """Return an interval moved by a number."""
-    low, high = (None if end is None else end + by for end in (interval.low, interval.high))
-    return Interval(interval.mean + by, low, high, interval.n)

@@ -32,7 +32,8 @@ HubLoader = Callable[..., Iterable[Mapping[str, Any]]]  # called as `datasets.lo
 HELD_OUT_ONE_IN = 4  # documents, by hash
 HUB = "hub:"
 UNSEEN_ONE_IN = 4  # documents of the calibration part, by another part of the hash
-VIEWS = ("seen", "unseen")
+SEEN, UNSEEN = "seen", "unseen"
+VIEWS = (SEEN, UNSEEN)
 NOT_FOR_EVALUATION = "its text was generated, which can serve for calibration, not for evaluation."
 VIEW_NOT_FOR_EVALUATION = "a part of the calibration text, seen or unseen, cannot serve for evaluation."
 _BROKEN = re.compile("[\ufffd\ud800-\udfff]")  # lost in decoding; half of a surrogate pair
@@ -145,7 +146,7 @@ def load_source(name_or_path: str) -> Source:
         raise InputError(f"source {name!r} is a mixture, which can serve for calibration, not for evaluation.")
     if viewed := parse_view(name):
         whole = load_source(viewed[0])
-        chosen = [text for text in split_documents(whole.documents)[0] if is_unseen(text) == (viewed[1] == "unseen")]
+        chosen = [text for text in split_documents(whole.documents)[0] if is_unseen(text) == (viewed[1] == UNSEEN)]
         if not chosen:
             raise InputError(f"source {name!r} has no documents: the calibration part of {viewed[0]!r} is too small.")
         return Source(name, f"{whole.summary}; the {viewed[1]} part", whole.licence, tuple(chosen))
@@ -261,8 +262,7 @@ def is_held_out(document: str) -> bool:
 
     The hash is the sha256 of the normalised text, so that the same text is on the same side everywhere.
     """
-    digest = hashlib.sha256(normalised(document).encode()).hexdigest()
-    return int(digest[:8], 16) % HELD_OUT_ONE_IN == 0
+    return _hash_bits(document, 0) % HELD_OUT_ONE_IN == 0
 
 
 def is_unseen(document: str) -> bool:
@@ -270,8 +270,13 @@ def is_unseen(document: str) -> bool:
 
     The second 32 bits of the hash of `is_held_out` are a multiple of 4.
     """
+    return _hash_bits(document, 1) % UNSEEN_ONE_IN == 0
+
+
+def _hash_bits(document: str, place: int) -> int:
+    """Return the first (0), second (1), ... 32 bits of the sha256 of the normalised text, as a number."""
     digest = hashlib.sha256(normalised(document).encode()).hexdigest()
-    return int(digest[8:16], 16) % UNSEEN_ONE_IN == 0
+    return int(digest[8 * place : 8 * place + 8], 16)
 
 
 def split_documents(documents: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -56,6 +56,16 @@ def at_least(difference: Interval) -> Verdict:
     return "not supported" if difference.high < 0 else "inconclusive"
 
 
+def shifted(interval: Interval, by: float) -> Interval:
+    """Return an interval moved by a number, for a rule whose threshold is not zero.
+
+    >>> shifted(Interval(1.0, 0.5, None, 3), -0.5)
+    Interval(mean=0.5, low=0.0, high=None, n=3)
+    """
+    low, high = (None if end is None else end + by for end in (interval.low, interval.high))
+    return Interval(interval.mean + by, low, high, interval.n)
+
+
 def for_all(verdicts: Sequence[Verdict]) -> Verdict:
     """Return the verdict on "it holds in every case": not supported if in one it is not, supported if in all it is."""
     if "not supported" in verdicts:

@@ -14,12 +14,12 @@ from calib_study.similarity_tables import (
     contrast_table,
     contrasts,
     judge_likeness,
-    shifted,
     text_effects,
     trained_on,
 )
 from calib_study.specs import RunSpec
 from calib_study.statistics import Interval
+from calib_study.verdicts import shifted
 
 CORPORA = ["chat", "math", "french"]
 MODELS: dict[str, tuple[str, ...]] = {
